@@ -1,0 +1,47 @@
+# Every target makes what it needs first and does nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint types fmt bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "headrace needs Python 3.11 to 3.13, and %s is %d.%d; name another: make PYTHON=python3.12" % (sys.executable, *sys.version_info[:2]))'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.developed: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: .venv/.developed ## the virtual environment with everything for development
+
+serve: .venv/.installed ## serve the default model on http://127.0.0.1:8000 (more flags: make serve ARGS="--port 9000")
+	@$(BIN)/headrace serve $(ARGS)
+
+test: .venv/.developed ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.developed ## ruff, format check included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.developed ## mypy
+	$(BIN)/mypy
+
+fmt: .venv/.developed ## format and sort imports
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+bench: .venv/.developed ## load figures of our server on this machine
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Byte-level BPE on tiktoken, exact: from tokenizer.json or GGUF metadata."""

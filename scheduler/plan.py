@@ -1,0 +1,74 @@
+"""What the scheduler asks of the runner for one step, and what it gets back.
+
+A decode `Work` carries no token id: the runner keeps each slot's last sampled token on its device. That is what lets
+step N+1 be planned and launched while step N still runs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from scheduler.types import FinishReason, SamplingParams
+
+
+class Admit(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence takes a runner slot. After a preemption `tokens` holds generated tokens too."""
+
+    slot: int
+    seq_id: int
+    params: SamplingParams
+    tokens: list[int]
+    prompt_len: int  # tokens[prompt_len:] were generated before a preemption
+    blocks: list[int]  # its block table so far: prefix hits, then fresh blocks for all of `tokens`
+    start: int  # keys and values of tokens[:start] are already in `blocks`
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """Compute positions start .. start+count-1 of the sequence in `slot`.
+
+    sample: its last row's logits give the next token (a prompt chunk that does not end the tokens has sample=False).
+    """
+
+    slot: int
+    start: int
+    count: int
+    new_blocks: list[int]  # appended to the slot's block table before the step
+    sample: bool
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One step. The runner applies releases, then admits, then works, in this order."""
+
+    step: int
+    releases: list[int]  # slots whose sequence is gone; nothing of them is read again
+    admits: list[Admit]
+    works: list[Work]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(work.count for work in self.works)
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability (natural, of the unmodified distribution) of a sampled token, and the most likely ids."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    """One token for each Work with sample=True, in the plan's order; logprobs only for those that asked."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob | None]
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """What a commit did to one sequence: new tokens, or its end, or both."""
+
+    seq_id: int
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish: FinishReason | None
+    first: bool = False  # these are the sequence's first generated tokens

@@ -1,0 +1,193 @@
+"""The wire between gateway and engine: frames of 4 bytes little-endian length + msgpack, arrays instead of maps.
+
+Text never crosses: token ids in, token ids out. Sequence ids are chosen by the gateway, unique on its connection.
+A connection sees: Progress*, then Ready or Fatal; then, for each Submit, Accepted or Rejection; then Outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from scheduler.plan import TokenLogprob
+from scheduler.types import FinishReason, SamplingParams
+
+MAX_FRAME_BYTES = 64 << 20
+LENGTH_BYTES = 4
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an engine process is told. JSON on its standard input, which stays open as long as its parent lives."""
+
+    model: str  # path of a .gguf file or of a folder with config.json
+    format: Literal["gguf", "safetensors", "dummy"]  # dummy: seeded random weights for the config.json of `model`
+    socket_path: str
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int = 0  # 0: chosen by the engine
+    attention: Literal["auto", "reference", "sdpa", "numba"] = "auto"
+    block_size: int = 16
+    kv_cache_bytes: int = 0  # 0: chosen by the engine from the memory that is free
+    gpu_memory_fraction: float = 0.9
+    max_model_len: int = 0  # 0: the model's own context, or less where the cache holds less
+    max_seqs: int = 64
+    max_step_tokens: int = 0  # 0: chosen by the engine
+    max_waiting: int = 1024
+    max_waiting_tokens: int = 1 << 20
+    prefix_caching: bool = True
+    seed: int = 0  # of dummy weights
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
+    """One prompt, one sequence a choice. The first is the leader; the others share its full prompt blocks."""
+
+    seq_ids: list[int]
+    prompt: list[int]
+    params: SamplingParams
+    seeds: list[int]  # one a choice; replaces params.seed
+    priority: int = 0
+    max_wait_s: float | None = None  # queued longer: finish "expired"
+    salt: bytes = b""
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Forget these sequences, whatever their phase; nothing more is sent for them. Unknown ids are ignored."""
+
+    seq_ids: list[int]
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
+    """Start-up progress of one phase. total 0: unknown."""
+
+    phase: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """The engine takes work from now on."""
+
+    device: str  # for people, such as "cpu (2 threads, AVX-512)"
+    dtype: str
+    attention: str
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_seqs: int
+    max_step_tokens: int
+    num_parameters: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    phases_s: list[tuple[str, float]]  # start-up phases and their seconds
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
+    """The engine cannot go on. One line that names what and why. kind "model": starting again cannot help."""
+
+    kind: Literal["model", "memory", "internal"]
+    message: str
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
+    seq_ids: list[int]
+
+
+class Rejection(msgspec.Struct, frozen=True, array_like=True, tag="rejection"):
+    """None of a Submit's sequences runs. Codes: queue_full, too_long, never_fits."""
+
+    seq_ids: list[int]
+    code: str
+    message: str
+    retry_after_s: float | None
+
+
+class FirstToken(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time before a sequence's first token went, on the engine's clock."""
+
+    queued_s: float
+    prefill_s: float
+    cached_tokens: int  # prompt tokens that the prefix cache held
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    seq_id: int
+    tokens: list[int]  # includes the stop id that ended it, if one did
+    finish: FinishReason | None
+    logprobs: list[TokenLogprob] | None = None  # one a token, if asked for
+    first: FirstToken | None = None  # with the first token only
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    kind: Literal["prefill", "decode", "mixed"]
+    num_seqs: int
+    num_tokens: int
+    seconds: float
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """Gauges as they are now; counters since the engine started."""
+
+    running: int
+    waiting: int
+    waiting_tokens: int
+    blocks_used: int  # held by sequences
+    blocks_cached: int  # free, but still found by prefix
+    blocks_total: int
+    steps: int
+    failed_steps: int
+    preemptions: int
+    recomputed_tokens: int
+    prefix_queries: int  # prompt tokens looked up
+    prefix_hits: int  # of which found
+
+
+class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
+    """All that one step brought, in one frame; without a step, at most once a second, a sign of life."""
+
+    outputs: list[Output]
+    step: StepRecord | None
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort
+FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs
+
+_encoder = msgspec.msgpack.Encoder()
+to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)
+from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+class FrameError(Exception):
+    """The peer does not speak this protocol; the connection is of no more use."""
+
+
+def encode_frame(message: ToEngine | FromEngine) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Bodies that `data` completes. Raises FrameError on a length over MAX_FRAME_BYTES."""
+        buffer = self._buffer
+        buffer += data
+        bodies, at = [], 0
+        while len(buffer) - at >= LENGTH_BYTES:
+            size = int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
+            if size > MAX_FRAME_BYTES:
+                raise FrameError(f"frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
+            end = at + LENGTH_BYTES + size
+            if len(buffer) < end:
+                break
+            bodies.append(bytes(buffer[at + LENGTH_BYTES : end]))
+            at = end
+        del buffer[:at]
+        return bodies

@@ -1,0 +1,91 @@
+"""The nouns that the scheduler, the engine and the gateway share. Plain data; nothing here acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+    """How one sequence is sampled. The gateway has validated every field; the engine trusts them."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy, lowest id wins a tie
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    presence: float = 0.0  # over generated tokens
+    frequency: float = 0.0  # over generated tokens
+    repetition: float = 1.0  # over prompt and generated tokens, multiplicative as in the CTRL paper
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_ids: tuple[int, ...] = ()  # end-of-sequence ids (unless ignored) and the request's own
+    seed: int = 0  # 64 bits; noise is a pure function of (seed, position, token id)
+    logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely
+
+
+FinishReason = Literal["stop", "length", "error", "expired"]
+"""stop: a stop id. length: max_tokens, context or cache are full. error: its step failed. expired: queued too long."""
+
+
+class Phase(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """Every number of the scheduling policy."""
+
+    max_seqs: int  # rows of a step, and slots of the runner
+    max_step_tokens: int  # token budget of a step, decode included
+    max_model_len: int  # prompt + generated tokens of one sequence
+    block_size: int
+    max_waiting: int = 1024  # queued sequences; one more is refused
+    max_waiting_tokens: int = 1 << 20  # queued prompt tokens; one more is refused
+    watermark: float = 0.01  # share of all blocks kept free at admission, for running sequences to grow into
+    chunk_cap: int | None = None  # most prompt tokens of one sequence in a step while others wait; None: no cap
+    prefix_caching: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of one request, from submission to its last token. Owned and mutated by the scheduler only."""
+
+    id: int
+    params: SamplingParams
+    tokens: list[int]  # prompt, then generated
+    prompt_len: int
+    arrived: float
+    priority: int = 0  # lower runs sooner
+    deadline: float | None = None  # of its admission, on the injected clock
+    salt: bytes = b""  # keeps prefix-cache hits inside one tenant
+    phase: Phase = Phase.WAITING
+    computed: int = 0  # keys and values valid for tokens[:computed] once work in flight commits
+    in_flight: int = 0  # tokens that plans not yet committed will append (0 or 1 a plan)
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)  # of full blocks of `tokens`, extended as they fill
+    slot: int = -1  # runner row, held from admission to release
+    leader: int | None = None  # n > 1: wait until this sequence's prompt is computed and published
+    admitted: float | None = None  # first admission, on the injected clock
+    cached_at_admit: int = 0  # prompt tokens found in the prefix cache at first admission
+    preemptions: int = 0
+    finish: FinishReason | None = None
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+
+class Rejected(Exception):
+    """A submission the scheduler refuses. `code` is stable: queue_full, too_long, never_fits."""
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
