@@ -1,0 +1,42 @@
+"""Attention as the definition says, one sequence, one row and one head at a time, in float64: the oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import LayerCache, write_kv
+from engine.batch import BatchView
+
+
+class ReferenceAttention:
+    name = "reference"
+
+    def prepare(self, view: BatchView, block_size: int) -> BatchView:
+        return view
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, meta: BatchView, scale: float, window: int | None
+    ) -> Tensor:
+        write_kv(k, v, cache, meta.slots)
+        out = torch.empty_like(q)
+        group = q.shape[1] // k.shape[1]
+        for s in range(meta.num_seqs):
+            first, end = int(meta.q_starts[s]), int(meta.q_starts[s + 1])
+            for row in range(first, end):
+                position = int(meta.kv_lens[s]) - (end - row)
+                for head in range(q.shape[1]):
+                    keys, values = _context(cache, meta.block_tables[s], head // group, position, window)
+                    scores = keys @ q[row, head].double() * scale
+                    out[row, head] = (scores.softmax(dim=0) @ values).to(q.dtype)
+        return out
+
+
+def _context(cache: LayerCache, table, kv_head: int, position: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Keys and values, [visible, head_dim] float64, that the row at `position` attends."""
+    block_size = cache.keys.shape[2]
+    first = 0 if window is None else max(0, position + 1 - window)
+    places = [(int(table[p // block_size]), p % block_size) for p in range(first, position + 1)]
+    keys = torch.stack([cache.keys[block, kv_head, offset] for block, offset in places])
+    values = torch.stack([cache.values[block, kv_head, offset] for block, offset in places])
+    return keys.double(), values.double()

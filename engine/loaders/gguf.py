@@ -1,0 +1,171 @@
+"""GGUF files: metadata to a spec, quantised blocks to float32 tensors under Hugging Face names."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+from torch import Tensor
+
+from engine.errors import ModelRefused
+from engine.models.spec import ModelSpec, RopeScaling
+
+# Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
+# which the half-split convention of the forward pass needs put back in order.
+ARCHITECTURES: dict[str, dict[str, bool]] = {
+    "llama": {"interleaved": True},
+    "smollm3": {"interleaved": True},
+    "qwen2": {"interleaved": False, "qkv_bias": True},
+    "qwen3": {"interleaved": False, "qk_norm": True},
+}
+LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+ROPE_FACTORS = "rope_freqs.weight"
+SMOLLM3_NOPE_STEP = 4  # every fourth layer of SmolLM3 has no rope; the file does not say so
+
+
+class GgufCheckpoint:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._reader = GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OSError, struct.error, UnicodeDecodeError) as error:
+            raise ModelRefused(f"{path.name} cannot be read as GGUF, it may be truncated ({error})") from None
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._check_complete()
+        self.spec = _spec(_Metadata(self._reader), self._tensors)
+        factors = self._tensors.get(ROPE_FACTORS)
+        self.rope_factors = None if factors is None else _dequantised(factors)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        interleaved = ARCHITECTURES[_Metadata(self._reader).architecture]["interleaved"]
+        for tensor in self._reader.tensors:
+            values = _dequantised(tensor)
+            if interleaved and tensor.name.endswith((".attn_q.weight", ".attn_q.bias")):
+                values = half_split(values, self.spec.num_heads)
+            elif interleaved and tensor.name.endswith((".attn_k.weight", ".attn_k.bias")):
+                values = half_split(values, self.spec.num_kv_heads)
+            yield hf_name(tensor.name), values
+
+    def ignores(self, name: str) -> bool:
+        return name == ROPE_FACTORS
+
+    def _check_complete(self) -> None:
+        size = self._path.stat().st_size
+        for tensor in self._reader.tensors:
+            end = int(tensor.data_offset) + int(tensor.n_bytes)
+            if end > size:
+                raise ModelRefused(
+                    f"{self._path.name} is truncated: tensor {tensor.name} ends at byte {end}, the file at {size}"
+                )
+
+
+class _Metadata:
+    """Typed access to the file's key-value part; a missing key is told by its name."""
+
+    def __init__(self, reader: GGUFReader) -> None:
+        self._reader = reader
+        self.architecture = str(self.get("general.architecture", "(none)"))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        field = self._reader.get_field(key)
+        return default if field is None else field.contents()
+
+    def own(self, key: str, default: Any = None) -> Any:
+        """A key of the architecture, such as llama.block_count. Without a default it must be there."""
+        value = self.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise ModelRefused(f"the GGUF metadata lacks {self.architecture}.{key}")
+        return value
+
+
+def _spec(meta: _Metadata, tensors: dict[str, ReaderTensor]) -> ModelSpec:
+    flags = ARCHITECTURES.get(meta.architecture)
+    if flags is None:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise ModelRefused(f"GGUF architecture {meta.architecture!r} is not supported; supported: {supported}")
+    if "token_embd.weight" not in tensors:
+        raise ModelRefused("the checkpoint lacks 1 tensor: token_embd.weight")
+    heads, layers, hidden = meta.own("attention.head_count"), meta.own("block_count"), meta.own("embedding_length")
+    head_dim = meta.own("attention.key_length", hidden // heads)
+    if meta.own("rope.dimension_count", head_dim) != head_dim:
+        raise ModelRefused("partial rotary embeddings are not supported")
+    nope = range(SMOLLM3_NOPE_STEP - 1, layers, SMOLLM3_NOPE_STEP) if meta.architecture == "smollm3" else ()
+    return ModelSpec(
+        architecture=f"{meta.architecture} (GGUF)",
+        num_layers=layers,
+        hidden=hidden,
+        num_heads=heads,
+        num_kv_heads=meta.own("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ffn=meta.own("feed_forward_length"),
+        vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        # Stored as float32: the shortest decimal that is that float32 is what the model was trained with.
+        norm_eps=float(str(np.float32(meta.own("attention.layer_norm_rms_epsilon")))),
+        rope_theta=float(meta.own("rope.freq_base", 10_000.0)),
+        context_length=meta.own("context_length"),
+        tied="output.weight" not in tensors,
+        qkv_bias=flags.get("qkv_bias", False) or "blk.0.attn_q.bias" in tensors,
+        o_bias="blk.0.attn_output.bias" in tensors,
+        qk_norm=flags.get("qk_norm", False),
+        rope_scaling=_rope_scaling(meta),
+        nope_layers=frozenset(nope),
+    )
+
+
+def _rope_scaling(meta: _Metadata) -> RopeScaling | None:
+    kind = meta.own("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise ModelRefused(f"rope scaling {kind!r} is not supported in GGUF; supported: linear, yarn")
+    return RopeScaling(
+        kind=kind,
+        factor=float(meta.own("rope.scaling.factor")),
+        original_context=int(meta.own("rope.scaling.original_context_length", meta.own("context_length"))),
+    )
+
+
+def hf_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor; unknown names come back as they are."""
+    stem, _, kind = name.rpartition(".")
+    if stem in TOP_NAMES:
+        return f"{TOP_NAMES[stem]}.{kind}"
+    parts = stem.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
+        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{kind}"
+    return name
+
+
+def half_split(values: Tensor, heads: int) -> Tensor:
+    """Rows (or bias entries) of each head from pair-interleaved order to first halves, then second halves."""
+    rows = values.shape[0]
+    by_pair = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])
+    return by_pair.transpose(1, 2).reshape(values.shape)
+
+
+def _dequantised(tensor: ReaderTensor) -> Tensor:
+    try:
+        values = dequantize(tensor.data, tensor.tensor_type)
+    except (NotImplementedError, ValueError) as error:
+        raise ModelRefused(f"tensor {tensor.name} is quantised as {tensor.tensor_type.name}: {error}") from None
+    # The reader's arrays are read-only views of the file: torch must own what it writes to.
+    return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -1,0 +1,1 @@
+"""Decoders: what a model looks like (spec), and its forward pass."""

@@ -1,0 +1,70 @@
+"""The forward pass of the Llama family: pre-norm blocks of grouped-query attention and a SiLU-gated MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend
+from engine.batch import BatchView
+from engine.kvcache import KVCache, LayerKV
+from engine.models import rope
+from engine.models.spec import ModelSpec
+from engine.models.weights import LayerWeights, Weights
+
+
+class Decoder:
+    """Weights, rotary tables and the cache that it writes. Holds no state of any sequence."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        cache: KVCache,
+        attention: AttentionBackend[Any],
+        max_model_len: int,
+        rope_factors: Tensor | None = None,
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.cache = cache
+        self.attention = attention
+        embed = weights.embed
+        self._cos, self._sin = rope.table(spec, max_model_len, embed.dtype, embed.device, rope_factors)
+
+    @torch.inference_mode()
+    def forward(self, view: BatchView) -> Tensor:
+        """Logits, float32 [num_samples, vocab], of view.sample_rows; writes keys and values of every row."""
+        x = F.embedding(view.ids, self.weights.embed)  # [tokens, hidden]
+        cos, sin = self._cos[view.positions, None], self._sin[view.positions, None]  # [tokens, 1, head_dim / 2]
+        meta = self.attention.prepare(view, self.cache.block_size)
+        for index, layer in enumerate(self.weights.layers):
+            x = x + self._attend(index, layer, self._norm(x, layer.attn_norm), cos, sin, meta)
+            x = x + self._mlp(layer, self._norm(x, layer.ffn_norm))
+        x = self._norm(x[view.sample_rows], self.weights.final_norm)
+        return F.linear(x, self.weights.head).float()
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.spec.norm_eps)
+
+    def _attend(self, index: int, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, meta: Any) -> Tensor:
+        spec = self.spec
+        rows = x.shape[0]
+        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(rows, -1, spec.head_dim)
+        qk, v = qkv.split([spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+            qk = torch.cat((self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)), dim=1)
+        if index not in spec.nope_layers:
+            qk = rope.rotate(qk, cos, sin)
+        q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+        kv: LayerKV = self.cache.layers[index]
+        out = self.attention.run(q, k, v, kv, meta, spec.head_dim**-0.5, spec.window(index))
+        return F.linear(out.reshape(rows, spec.q_size), layer.o, layer.o_bias)
+
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)

@@ -1,0 +1,164 @@
+"""What distinguishes one Llama-like decoder from another, as plain numbers, read from config.json or GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.errors import ModelRefused
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context.
+
+    linear: position / factor. llama3: low frequencies / factor, smooth between (Llama 3.1's config). yarn: arXiv
+    2309.00071. factors: one divisor a frequency, as GGUF's rope_freqs tensor holds them.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_context: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    architecture: str
+    num_layers: int
+    hidden: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+    context_length: int
+    tied: bool  # the output head is the embedding
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of each head of q and k, before rope
+    rope_scaling: RopeScaling | None = None
+    windows: tuple[int | None, ...] = ()  # keys each layer sees, itself included; None: all
+    nope_layers: frozenset[int] = frozenset()  # layers without rope
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        return self.windows[layer] if self.windows else None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What config.json of an architecture leaves unsaid."""
+
+    qkv_bias: bool | None = None  # None: config's attention_bias
+    o_bias: bool | None = None
+    qk_norm: bool = False
+    windowed: Literal["never", "always", "from_layer"] = "never"  # when sliding_window counts
+
+
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family(),
+    "SmolLM3ForCausalLM": Family(),
+    "MistralForCausalLM": Family(qkv_bias=False, o_bias=False, windowed="always"),
+    "Qwen2ForCausalLM": Family(qkv_bias=True, o_bias=False, windowed="from_layer"),
+    "Qwen3ForCausalLM": Family(qk_norm=True, windowed="from_layer"),
+}
+
+
+def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
+    """Reads a Hugging Face config.json. Raises ModelRefused for what this engine cannot compute exactly."""
+    names = config.get("architectures") or ["(none named)"]
+    family = FAMILIES.get(names[0])
+    if family is None:
+        raise ModelRefused(f"architecture {names[0]} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ModelRefused(f"activation {config['hidden_act']!r} is not supported; supported: silu")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise ModelRefused(f"weights quantised by {method!r} are not supported in safetensors; use unquantised weights")
+    try:
+        return _build(names[0], family, config)
+    except KeyError as missing:
+        raise ModelRefused(f"config.json has no {missing}") from None
+
+
+def _build(name: str, family: Family, config: Mapping[str, Any]) -> ModelSpec:
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    attention_bias = bool(config.get("attention_bias", False))
+    return ModelSpec(
+        architecture=name,
+        num_layers=layers,
+        hidden=config["hidden_size"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        ffn=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        norm_eps=config["rms_norm_eps"],
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        context_length=config["max_position_embeddings"],
+        tied=bool(config.get("tie_word_embeddings", name == "SmolLM3ForCausalLM")),
+        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+        o_bias=attention_bias if family.o_bias is None else family.o_bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        rope_scaling=_rope_scaling(rope, config),
+        windows=_windows(family, config, layers),
+        nope_layers=_nope_layers(config, layers),
+    )
+
+
+def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ModelRefused("partial rotary embeddings are not supported")
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise ModelRefused(f"rope scaling {kind!r} is not supported; supported: linear, llama3, yarn")
+    return RopeScaling(
+        kind=kind,
+        factor=float(rope["factor"]),
+        original_context=int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"]),
+        low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
+        high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        attention_factor=rope.get("attention_factor"),
+    )
+
+
+def _windows(family: Family, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    window = config.get("sliding_window")
+    if not window or family.windowed == "never":
+        return ()
+    if config.get("layer_types"):
+        return tuple(window if kind == "sliding_attention" else None for kind in config["layer_types"])
+    if family.windowed == "always":
+        return (window,) * layers
+    if not config.get("use_sliding_window", False):
+        return ()
+    first = config.get("max_window_layers", layers)
+    return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _nope_layers(config: Mapping[str, Any], layers: int) -> frozenset[int]:
+    """SmolLM3's no_rope_layers: 1 where a layer has rope, 0 where it has none."""
+    uses_rope = config.get("no_rope_layers") or [1] * layers
+    return frozenset(layer for layer, rope in enumerate(uses_rope) if not rope)

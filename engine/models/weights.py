@@ -1,0 +1,148 @@
+"""The tensors of a decoder, fused for the forward pass, and the one table from checkpoint names to places in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelRefused
+from engine.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    attn_norm: Tensor  # [hidden]
+    qkv: Tensor  # [q + k + v, hidden]
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None
+    o: Tensor  # [hidden, q]
+    o_bias: Tensor | None
+    ffn_norm: Tensor
+    gate_up: Tensor  # [2 * ffn, hidden]
+    gate_up_bias: Tensor | None
+    down: Tensor  # [hidden, ffn]
+    down_bias: Tensor | None
+
+
+@dataclass(slots=True)
+class Weights:
+    embed: Tensor  # [vocab, hidden]
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    head: Tensor  # [vocab, hidden]; the embedding itself where tied
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Each stored tensor once."""
+        yield self.embed
+        yield self.final_norm
+        if self.head is not self.embed:
+            yield self.head
+        for layer in self.layers:
+            for name in LayerWeights.__dataclass_fields__:
+                tensor = getattr(layer, name)
+                if tensor is not None:
+                    yield tensor
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+
+def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Uninitialised weights of the spec's shapes."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def optional(wanted: bool, *shape: int) -> Tensor | None:
+        return empty(*shape) if wanted else None
+
+    qkv_rows = spec.q_size + 2 * spec.kv_size
+    layers = [
+        LayerWeights(
+            attn_norm=empty(spec.hidden),
+            qkv=empty(qkv_rows, spec.hidden),
+            qkv_bias=optional(spec.qkv_bias, qkv_rows),
+            q_norm=optional(spec.qk_norm, spec.head_dim),
+            k_norm=optional(spec.qk_norm, spec.head_dim),
+            o=empty(spec.hidden, spec.q_size),
+            o_bias=optional(spec.o_bias, spec.hidden),
+            ffn_norm=empty(spec.hidden),
+            gate_up=empty(2 * spec.ffn, spec.hidden),
+            gate_up_bias=optional(spec.mlp_bias, 2 * spec.ffn),
+            down=empty(spec.hidden, spec.ffn),
+            down_bias=optional(spec.mlp_bias, spec.hidden),
+        )
+        for _ in range(spec.num_layers)
+    ]
+    embed = empty(spec.vocab_size, spec.hidden)
+    head = embed if spec.tied else empty(spec.vocab_size, spec.hidden)
+    return Weights(embed=embed, layers=layers, final_norm=empty(spec.hidden), head=head)
+
+
+def destinations(spec: ModelSpec, weights: Weights) -> dict[str, Tensor]:
+    """Where each tensor of a Hugging Face checkpoint goes: its name -> a view of the fused tensor."""
+    table = {"model.embed_tokens.weight": weights.embed, "model.norm.weight": weights.final_norm}
+    if not spec.tied:
+        table["lm_head.weight"] = weights.head
+    for index, layer in enumerate(weights.layers):
+        for name, view in _layer_destinations(spec, layer):
+            if view is not None:
+                table[f"model.layers.{index}.{name}"] = view
+    return table
+
+
+def _layer_destinations(spec: ModelSpec, layer: LayerWeights) -> Iterable[tuple[str, Tensor | None]]:
+    yield "input_layernorm.weight", layer.attn_norm
+    yield "post_attention_layernorm.weight", layer.ffn_norm
+    yield "self_attn.q_norm.weight", layer.q_norm
+    yield "self_attn.k_norm.weight", layer.k_norm
+    qkv_names = [f"self_attn.{part}_proj" for part in "qkv"]
+    yield from _split(layer.qkv, layer.qkv_bias, qkv_names, [spec.q_size, spec.kv_size, spec.kv_size])
+    yield from _split(layer.o, layer.o_bias, ["self_attn.o_proj"], [spec.hidden])
+    yield from _split(layer.gate_up, layer.gate_up_bias, ["mlp.gate_proj", "mlp.up_proj"], [spec.ffn, spec.ffn])
+    yield from _split(layer.down, layer.down_bias, ["mlp.down_proj"], [spec.hidden])
+
+
+def _split(
+    weight: Tensor, bias: Tensor | None, names: list[str], rows: list[int]
+) -> Iterable[tuple[str, Tensor | None]]:
+    yield from zip((f"{name}.weight" for name in names), weight.split(rows), strict=True)
+    if bias is not None:
+        yield from zip((f"{name}.bias" for name in names), bias.split(rows), strict=True)
+
+
+def fill(
+    table: dict[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    ignored: Callable[[str], bool],
+    report: Callable[[int, int], None],
+) -> None:
+    """Copies every tensor to its place. Raises ModelRefused for a missing, unknown or wrongly shaped one.
+
+    report(done, total): parameters copied so far.
+    """
+    missing, total, done = set(table), sum(view.numel() for view in table.values()), 0
+    for name, tensor in tensors:
+        view = table.get(name)
+        if view is None:
+            if ignored(name):
+                continue
+            raise ModelRefused(f"tensor {name} of the checkpoint has no place in this architecture")
+        if view.shape != tensor.shape:
+            raise ModelRefused(f"tensor {name} has shape {list(tensor.shape)}, expected {list(view.shape)}")
+        view.copy_(tensor)
+        missing.discard(name)
+        done += view.numel()
+        report(done, total)
+    if missing:
+        shown = ", ".join(sorted(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ModelRefused(f"the checkpoint lacks {len(missing)} tensor{'s' * (len(missing) > 1)}: {shown}")
