@@ -1,0 +1,231 @@
+"""Every option of the server, once: its name, type, range, default and meaning.
+
+The command line, the HEADRACE_* variables, the keys of the TOML file and docs/config.md all derive from `Config`.
+An option is taken from its flag, else its variable, else the file, else its default. Reads no environment itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.fetch import DEFAULT_MODEL
+
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+Count = Annotated[int, Meta(ge=1)]
+CountOrAuto = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=0, extra={"size": True})]
+"""A number of bytes; text such as 2GiB or 512MiB where a person writes it."""
+
+
+class ConfigError(Exception):
+    """A wrong option. One line that names it."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options by group. A description is one line: it is shown by --help and in docs/config.md."""
+
+    model: Annotated[
+        str,
+        Meta(
+            description="A .gguf file, a folder with config.json and *.safetensors, org/name on the hub, "
+            "or the default, which is fetched on first use."
+        ),
+    ] = DEFAULT_MODEL.name
+    served_model_name: Annotated[str, Meta(description="Name that clients use; empty: taken from the model.")] = ""
+    load_format: Annotated[
+        Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes, for tests.")
+    ] = "auto"
+
+    host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")] = 8000
+    cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""
+    max_body: Annotated[Size, Meta(description="Largest request body.")] = 16 << 20
+    drain_timeout: Annotated[
+        Seconds, Meta(description="Seconds that running requests are given to end after SIGTERM.")
+    ] = 30.0
+
+    device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Meta(description="Type of weights and KV cache.")
+    ] = "auto"
+    threads: Annotated[CountOrAuto, Meta(description="CPU threads of the engine; 0: chosen by it.")] = 0
+    attention: Annotated[Literal["auto", "reference", "sdpa", "numba"], Meta(description="Attention backend.")] = "auto"
+    max_model_len: Annotated[
+        CountOrAuto, Meta(description="Most tokens of prompt and answer together; 0: the model's own limit.")
+    ] = 0
+    max_seqs: Annotated[Count, Meta(description="Most sequences computed at the same time.")] = 64
+    max_step_tokens: Annotated[CountOrAuto, Meta(description="Most tokens of one step; 0: chosen by the engine.")] = 0
+    block_size: Annotated[Count, Meta(description="Tokens of one block of the KV cache.")] = 16
+    kv_cache_memory: Annotated[
+        Size, Meta(description="Memory of the KV cache, such as 2GiB; 0: chosen from what is free.")
+    ] = 0
+    gpu_memory_fraction: Annotated[
+        float, Meta(gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache.")
+    ] = 0.9
+    prefix_caching: Annotated[bool, Meta(description="Reuse the KV cache of prompts that begin alike.")] = True
+
+    max_waiting: Annotated[Count, Meta(description="Most requests in the queue; one more gets 429.")] = 1024
+    max_waiting_tokens: Annotated[Count, Meta(description="Most prompt tokens in the queue; one more gets 429.")] = (
+        1 << 20
+    )
+    max_wait: Annotated[Seconds, Meta(description="Seconds a request may wait in the queue; 0: no limit.")] = 300.0
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe messages to log.")
+    ] = "info"
+
+
+Kind = Literal["text", "integer", "number", "size", "yes/no", "choice"]
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One field of Config as people see it."""
+
+    name: str
+    kind: Kind
+    choices: tuple[str, ...]
+    default: str | int | float | bool
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def flags(self) -> str:
+        """As typer wants it: a switch has its opposite."""
+        return f"{self.flag}/--no-{self.flag[2:]}" if self.kind == "yes/no" else self.flag
+
+    @property
+    def variable(self) -> str:
+        return "HEADRACE_" + self.name.upper()
+
+    @property
+    def shown_default(self) -> str:
+        if self.kind == "size" and self.default:
+            return format_size(int(self.default))
+        if self.kind == "yes/no":
+            return "yes" if self.default else "no"
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+
+CONFIG_FLAG = Option("config", "text", (), "", "TOML file with any of these options, - in names written as _.")
+
+
+def options() -> list[Option]:
+    """All of Config's, in its order."""
+    shape = msgspec.inspect.type_info(Config)
+    assert isinstance(shape, msgspec.inspect.StructType)
+    return [_option(field) for field in shape.fields]
+
+
+def _option(field: msgspec.inspect.Field) -> Option:
+    shape, description, is_size = field.type, "", False
+    while isinstance(shape, msgspec.inspect.Metadata):
+        description = description or (shape.extra_json_schema or {}).get("description", "")
+        is_size = is_size or bool((shape.extra or {}).get("size"))
+        shape = shape.type
+    choices = tuple(str(value) for value in shape.values) if isinstance(shape, msgspec.inspect.LiteralType) else ()
+    return Option(field.name, "size" if is_size else _KINDS[type(shape)], choices, field.default, description)
+
+
+_KINDS: dict[type, Kind] = {
+    msgspec.inspect.StrType: "text",
+    msgspec.inspect.IntType: "integer",
+    msgspec.inspect.FloatType: "number",
+    msgspec.inspect.BoolType: "yes/no",
+    msgspec.inspect.LiteralType: "choice",
+}
+
+
+def load_config(given: Mapping[str, str | bool], file: Path | None = None) -> Config:
+    """`given`: flags and variables by the name of their option, as text. Raises ConfigError."""
+    in_file = _read_file(file) if file else {}
+    values = {**in_file, **{name: _size_or_text(name, value, _flag(name)) for name, value in given.items()}}
+    return _convert(values, strict=False, naming=_flag)
+
+
+def _flag(name: str) -> str:
+    option = next(option for option in options() if option.name == name)
+    return f"{option.flag} (or {option.variable})"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    def naming(name: str) -> str:
+        return f"{name} in {path}"
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {path} is not TOML: {error}") from error
+    names = [option.name for option in options()]
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(key.replace("-", "_"), names, 1)
+            raise ConfigError(f"unknown key {key!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    values = {name: _size_or_text(name, value, naming(name)) for name, value in table.items()}
+    _convert(values, strict=True, naming=naming)  # so that an error names the file
+    return values
+
+
+def _size_or_text(name: str, value: Any, shown: str) -> Any:
+    is_size = any(option.name == name and option.kind == "size" for option in options())
+    if not is_size or not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from error
+
+
+_AT = re.compile(r"(?P<problem>.*) - at `\$\.(?P<name>\w+)`")
+
+
+def _convert(values: Mapping[str, Any], *, strict: bool, naming: Callable[[str], str]) -> Config:
+    try:
+        return msgspec.convert(values, Config, strict=strict)
+    except msgspec.ValidationError as error:
+        match = _AT.fullmatch(str(error))
+        assert match, error
+        name = match["name"]
+        raise ConfigError(f"{naming(name)}: {_problem(match['problem'], name)}, not {values[name]!r}") from error
+
+
+def _problem(text: str, name: str) -> str:
+    choices = next(option.choices for option in options() if option.name == name)
+    if choices:
+        return "expected one of " + ", ".join(choices)
+    return text.split(", got ")[0].replace("`", "").replace("Expected", "expected")
+
+
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of 2GiB, 512 MiB, 1.5g, 1000000. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or match["unit"] not in UNITS:
+        raise ValueError(f"expected a size such as 2GiB, 512MiB or a number of bytes, not {text!r}")
+    return int(float(match["number"]) * UNITS[match["unit"]])
+
+
+def format_size(num_bytes: int) -> str:
+    """For people: 1.5 GiB."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        size = num_bytes / UNITS[unit.lower()]
+        if size >= 1:
+            return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+    return f"{num_bytes} B"
