@@ -37,7 +37,10 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
-    """One step. The runner applies releases, then admits, then works, in this order."""
+    """One step. The runner applies releases, then admits, then works, in this order.
+
+    After a step that raised, a slot may be released that the runner has never admitted: that is not an error.
+    """
 
     step: int
     releases: list[int]  # slots whose sequence is gone; nothing of them is read again
@@ -71,4 +74,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     logprobs: list[TokenLogprob] | None
     finish: FinishReason | None
-    first: bool = False  # these are the sequence's first generated tokens
+    first: bool = False  # these are the sequence's first generated tokens; only then the rest is set
+    queued_s: float = 0.0  # from arrival to the first admission
+    prefill_s: float = 0.0  # from there to this token
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission

@@ -75,6 +75,12 @@ class Sequence:
     cached_at_admit: int = 0  # prompt tokens found in the prefix cache at first admission
     preemptions: int = 0
     finish: FinishReason | None = None
+    # Set by the scheduler at submission:
+    order: int = 0  # of submission; its place in the queue, also after a preemption
+    max_len: int = 0  # of `tokens`; there it finishes "length"
+    cacheable: bool = True  # its full blocks are published for others to share
+    # And by a preemption:
+    lost: int = 0  # tokens it had computed and gave up
 
     @property
     def num_generated(self) -> int:

@@ -1,0 +1,43 @@
+"""What the scheduler counts, and how fast it went lately."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HALF_LIFE_S = 10.0
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 120.0  # the OpenAI SDK does not retry at all above this
+
+
+@dataclass(slots=True)
+class Counters:
+    steps: int = 0
+    failed_steps: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class TokenRate:
+    """Tokens computed per second of work, prompt and generated alike; the older, the less they count."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._counted_to = float("-inf")
+
+    def add(self, num_tokens: int, started: float, ended: float) -> None:
+        """A step. Time that an earlier step has covered, or between steps, does not count."""
+        seconds = max(0.0, ended - max(started, self._counted_to))
+        self._counted_to = ended
+        keep = 0.5 ** (seconds / HALF_LIFE_S)
+        self._tokens = self._tokens * keep + num_tokens
+        self._seconds = self._seconds * keep + seconds
+
+    def retry_after_s(self, num_queued_tokens: int) -> float:
+        """When the queue will probably be empty."""
+        if self._tokens == 0 or self._seconds == 0:
+            return MIN_RETRY_S
+        seconds = num_queued_tokens * self._seconds / self._tokens
+        return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)
