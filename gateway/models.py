@@ -44,7 +44,7 @@ def resolve_model(
         return _resolved(request, default_model_path(cache_folder(environ), environ, report), DEFAULT_MODEL.name)
     if path.exists():
         return _resolved(request, path, path.resolve().stem if path.is_file() else path.resolve().name)
-    if HUB_NAME.fullmatch(model):
+    if HUB_NAME.fullmatch(model) and path.suffix.lower() != ".gguf":
         patterns = [*HUB_TEXT_FILES] + ([] if request.dummy_weights else [*HUB_WEIGHT_FILES])
         return _resolved(request, Path((download or download_from_hub)(model, patterns)), model)
     raise ModelError(
@@ -101,7 +101,7 @@ def download_from_hub(name: str, patterns: list[str]) -> str:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(f"cannot reach the hub for {name}, and its files are not all in the hub's cache") from error
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # whatever its HTTP library raises: proxies, certificates, full disks
         raise ModelError(f"cannot fetch {name} from the hub: {_first_line(error)}") from error
 
 
