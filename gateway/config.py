@@ -86,7 +86,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "info"
 
 
-Kind = Literal["text", "integer", "number", "size", "yes/no", "choice"]
+Kind = Literal["text", "integer", "number", "size", "switch", "choice"]
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ class Option(msgspec.Struct, frozen=True):
     @property
     def flags(self) -> str:
         """As typer wants it: a switch has its opposite."""
-        return f"{self.flag}/--no-{self.flag[2:]}" if self.kind == "yes/no" else self.flag
+        return f"{self.flag}/--no-{self.flag[2:]}" if self.kind == "switch" else self.flag
 
     @property
     def variable(self) -> str:
@@ -115,7 +115,7 @@ class Option(msgspec.Struct, frozen=True):
     def shown_default(self) -> str:
         if self.kind == "size" and self.default:
             return format_size(int(self.default))
-        if self.kind == "yes/no":
+        if self.kind == "switch":
             return "yes" if self.default else "no"
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
@@ -144,7 +144,7 @@ _KINDS: dict[type, Kind] = {
     msgspec.inspect.StrType: "text",
     msgspec.inspect.IntType: "integer",
     msgspec.inspect.FloatType: "number",
-    msgspec.inspect.BoolType: "yes/no",
+    msgspec.inspect.BoolType: "switch",
     msgspec.inspect.LiteralType: "choice",
 }
 

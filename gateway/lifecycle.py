@@ -150,14 +150,14 @@ class Server:
         num_open = self.drain.open_requests
         log.info("stopping: %d requests are open and have %g s to end", num_open, self.drain_timeout_s)
         draining = asyncio.create_task(self.drain.run(self.drain_timeout_s, LAST_ERRORS_S), name="drain")
-        await _within(self.drain_timeout_s + 2 * LAST_ERRORS_S, draining, self.signals.hurry)
+        await within(self.drain_timeout_s + 2 * LAST_ERRORS_S, draining, self.signals.hurry)
         if not draining.done():
             draining.cancel()
         elif not draining.result():
             log.warning("requests that were still open after %g s have been cut", self.drain_timeout_s)
 
 
-async def _within(seconds: float, task: asyncio.Task[Any], hurry: asyncio.Event) -> None:
+async def within(seconds: float, task: asyncio.Task[Any], hurry: asyncio.Event) -> None:
     """Waits for the task, for so long, or until there is no time for it any more."""
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({task, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -166,7 +166,7 @@ async def _within(seconds: float, task: asyncio.Task[Any], hurry: asyncio.Event)
 
 async def _end(http: asyncio.Task[None], hurry: asyncio.Event) -> None:
     """Hypercorn may await connections without a limit of its own (from Python 3.12 on)."""
-    await _within(CLOSE_S + STRAGGLER_S, http, hurry)
+    await within(CLOSE_S + STRAGGLER_S, http, hurry)
     http.cancel()
     await asyncio.wait({http}, timeout=STRAGGLER_S)
     if http.done() and not http.cancelled() and http.exception() is not None:

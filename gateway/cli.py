@@ -1,0 +1,118 @@
+"""The command line. Here, and only here, the environment is read and errors become exit codes: 1, or 2 for usage."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, options
+from gateway.engine_socket import EngineFailed
+from gateway.errors import ModelError
+from gateway.lifecycle import BindError
+
+METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "size": "SIZE"}
+NOISY_LIBRARIES = ("asyncio", "httpcore", "httpx", "huggingface_hub")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="An OpenAI-compatible server for your own language models.",
+)
+
+
+def main() -> None:
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"headrace {metadata.version('headrace')}")
+        raise typer.Exit
+
+
+def serve(**given: str | bool | None) -> None:
+    """Serve a model. Each option is also a HEADRACE_* variable and a key of the --config file."""
+    values = {name: value for name, value in given.items() if value is not None}
+    file = values.pop(CONFIG_FLAG.name, None)
+    try:
+        config = load_config(values, Path(str(file)) if file else None)
+    except ConfigError as error:
+        raise typer.Exit(_complain(str(error), 2)) from error
+    raise typer.Exit(_run(config))
+
+
+def _run(config: Config) -> int:
+    # imported here: --help need not wait for the whole server
+    from gateway.serve import Stopped, Surroundings, serve
+
+    configure_logging(config.log_level)
+    signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes signals over
+    around = Surroundings(dict(os.environ), out=Console(), progress=Console(stderr=True))
+    try:
+        return serve(config, around)
+    except (ModelError, BindError, EngineFailed) as error:
+        return _complain(str(error), 1)
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"headrace: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class StderrHandler(logging.Handler):
+    """Looks sys.stderr up for each line, so that progress bars can step aside for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), handlers=[StderrHandler()], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in NOISY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    declared = typer.Option(
+        option.flags,
+        envvar=option.variable,
+        help=option.description + (f" One of {', '.join(option.choices)}." if option.choices else ""),
+        show_default=option.shown_default or False,
+        metavar=METAVARS.get(option.kind, "NAME") if option.kind != "switch" else None,
+    )
+    annotation: Any = Annotated[(bool if option.kind == "switch" else str) | None, declared]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives `command` the parameters that typer makes flags of: one for each option of Config."""
+    parameters = [_parameter(option) for option in [CONFIG_FLAG, *options()]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+app.command("serve")(_with_options(serve))

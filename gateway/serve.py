@@ -1,0 +1,167 @@
+"""`headrace serve`, wired together: port, model, engine, application, summary, end. The order is the point here."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from rich.console import Console
+
+from gateway.app import create_app
+from gateway.config import Config
+from gateway.drain import Drain
+from gateway.engine_socket import SocketEngine
+from gateway.lifecycle import Server, Signals, bind, end_stragglers, within
+from gateway.load import load_served_model
+from gateway.metrics import Metrics
+from gateway.models import ModelRequest, ResolvedModel, resolve_model
+from gateway.served import ServedModel
+from gateway.services import HttpSettings, Services
+from gateway.startup import Display, Started, print_summary
+from gateway.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
+from scheduler.protocol import EngineConfig, Progress, Ready
+
+CLOSE_ENGINE_S = 15.0
+
+
+class Stopped(Exception):
+    """A signal came before the server was ready."""
+
+    def __init__(self, signum: signal.Signals) -> None:
+        super().__init__(signum.name)
+        self.exit_code = 128 + signum
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """All that is taken from the process, so that tests can give something else."""
+
+    environ: Mapping[str, str]
+    out: Console  # the summary
+    progress: Console
+    clock: Callable[[], float] = time.monotonic
+    engine_command: tuple[str, ...] = ENGINE_COMMAND
+
+
+def serve(config: Config, around: Surroundings) -> int:
+    """Returns the exit code. Raises ModelError, BindError, EngineFailed or Stopped, each of one line."""
+    began = around.clock()
+    listener = bind(config.host, config.port)  # before the model: a busy port is told at once
+    with listener, Display(around.progress) as display:
+        request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
+        resolved = resolve_model(request, around.environ, display.report)
+        return asyncio.run(_serve(_Plan(config, around, listener, resolved, began), display))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    config: Config
+    around: Surroundings
+    listener: socket.socket
+    resolved: ResolvedModel
+    began: float
+
+
+async def _serve(plan: _Plan, display: Display) -> int:
+    signals = Signals()
+    signals.install()
+    metrics = Metrics()
+    engine = SocketEngine(metrics)
+    setup = EngineSetup(engine_config(plan.config, plan.resolved), plan.around.environ, plan.around.engine_command)
+    supervisor = Supervisor(setup, engine, metrics)
+    try:
+        ready, model, loading_s = await _start(plan, supervisor, signals, display)
+        display.close()
+        services = Services(engine, model, Drain(), metrics, http_settings(plan.config))
+        server = Server(
+            app=create_app(services),
+            listener=plan.listener,
+            drain=services.drain,
+            signals=signals,
+            drain_timeout_s=plan.config.drain_timeout,
+            watch=supervisor.watch,
+        )
+        return await server.run(lambda: _show(plan, ready, model, loading_s))
+    finally:
+        await within(CLOSE_ENGINE_S, asyncio.create_task(supervisor.close()), signals.hurry)
+        supervisor.kill()
+        await end_stragglers()
+
+
+async def _start(
+    plan: _Plan, supervisor: Supervisor, signals: Signals, display: Display
+) -> tuple[Ready, ServedModel, float]:
+    """The engine loads its weights while this process builds the tokenizer; the first failure of either counts."""
+
+    def on_progress(progress: Progress) -> None:
+        display.report(progress.phase, progress.done, progress.total)
+
+    both = asyncio.gather(supervisor.start(on_progress), asyncio.to_thread(_load, plan))
+    stop = asyncio.create_task(signals.stop.wait())
+    try:
+        either: set[asyncio.Future[Any]] = {both, stop}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if signals.last is not None:
+            raise Stopped(signals.last)
+        ready, (model, loading_s) = both.result()
+        return ready, model, loading_s
+    finally:
+        stop.cancel()
+        both.cancel()
+
+
+def _load(plan: _Plan) -> tuple[ServedModel, float]:
+    began = plan.around.clock()
+    resolved = plan.resolved
+    model = load_served_model(resolved.path, resolved.name, int(resolved.path.stat().st_mtime))
+    return model, plan.around.clock() - began
+
+
+def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> None:
+    host, port = plan.listener.getsockname()[:2]
+    started = Started(
+        version=metadata.version("headrace"),
+        model=model.name,
+        has_chat=model.chat_template is not None,
+        ready=ready,
+        host=host,
+        port=port,
+        phases_s=[("tokenizer", loading_s)],
+        total_s=plan.around.clock() - plan.began,
+    )
+    print_summary(plan.around.out, started)
+
+
+def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
+    return EngineConfig(
+        model=str(resolved.path.resolve()),
+        format=resolved.format,
+        socket_path="",  # the supervisor's, another one each start
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        attention=config.attention,
+        block_size=config.block_size,
+        kv_cache_bytes=config.kv_cache_memory,
+        gpu_memory_fraction=config.gpu_memory_fraction,
+        max_model_len=config.max_model_len,
+        max_seqs=config.max_seqs,
+        max_step_tokens=config.max_step_tokens,
+        max_waiting=config.max_waiting,
+        max_waiting_tokens=config.max_waiting_tokens,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def http_settings(config: Config) -> HttpSettings:
+    return HttpSettings(
+        max_body_bytes=config.max_body,
+        max_wait_s=config.max_wait or None,
+        allow_origins=(config.cors_origin,) if config.cors_origin else (),
+    )
