@@ -1,0 +1,371 @@
+"""From a typed request to what the engine is asked: prompt ids, sampling parameters, seeds. Ranges are checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.errors import ApiError
+from gateway.openai import (
+    ChatRequest,
+    CompletionDetails,
+    CompletionRequest,
+    GenerateRequest,
+    Message,
+    PromptDetails,
+    TextPart,
+    Usage,
+)
+from gateway.parse import decode, invalid
+from gateway.served import ServedModel
+from gateway.services import HttpSettings
+from gateway.tokenizer.base import Tokenizer
+from scheduler.types import SamplingParams
+
+MAX_STOPS = 4
+MAX_STOP_CHARS = 1000
+MAX_STOP_IDS = 128
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; a chat may use all that fits
+SEED_BITS = 63  # of 64: engines compute in signed integers
+_SEED_MASK = (1 << SEED_BITS) - 1
+_DRAWN_BITS = 53  # a drawn seed survives clients whose numbers are doubles
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_SMALLEST_TOP_P = 1e-6  # top_p 0 means "the most likely only" to OpenAI's clients
+
+Prompt = str | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request is measured against."""
+
+    max_model_len: int
+    vocab_size: int  # ids that both the engine and the tokenizer know
+    settings: HttpSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request in the engine's terms. Choice c of prompt p is sequence p*n + c."""
+
+    prompts: list[list[int]]
+    params: list[SamplingParams]  # one a prompt
+    seeds: list[int]  # one a sequence
+    n: int
+    stops: tuple[str, ...]
+    echoes: list[str]  # one a prompt, put before its choices' text; empty: none asked for
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
+
+
+def check_model(name: str, model: ServedModel) -> None:
+    if name != model.name:
+        message = f"The model '{name[:100]}' does not exist. This server serves '{model.name}'."
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def in_range(param: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise invalid(param, f"{param} must be between {low} and {high}, but is {value}.", "value_out_of_range")
+
+
+# sampling parameters
+
+
+def sampling(request: GenerateRequest, model: ServedModel, limits: Limits, logprobs: int | None) -> SamplingParams:
+    """All but max_tokens, which depends on the prompt's length."""
+    defaults = model.sampling_defaults
+    min_tokens = request.min_tokens or 0
+    in_range("min_tokens", min_tokens, 0, limits.max_model_len)
+    return SamplingParams(
+        max_tokens=0,
+        min_tokens=min_tokens,
+        temperature=_number(request, "temperature", defaults, 1.0, 0, 2),
+        top_p=max(_SMALLEST_TOP_P, _number(request, "top_p", defaults, 1.0, 0, 1)),
+        top_k=_top_k(request, defaults, limits.vocab_size),
+        min_p=_number(request, "min_p", defaults, 0.0, 0, 1),
+        presence=_number(request, "presence_penalty", defaults, 0.0, -2, 2),
+        frequency=_number(request, "frequency_penalty", defaults, 0.0, -2, 2),
+        repetition=_number(request, "repetition_penalty", defaults, 1.0, 0.01, 10),
+        logit_bias=_logit_bias(request.logit_bias, limits.vocab_size),
+        stop_ids=_stop_ids(request, model, limits.vocab_size),
+        logprobs=logprobs,
+    )
+
+
+def _number(
+    request: GenerateRequest, name: str, defaults: Mapping[str, float], otherwise: float, low: float, high: float
+) -> float:
+    value: float | None = getattr(request, name)
+    if value is None:
+        return float(defaults.get(name, otherwise))
+    in_range(name, value, low, high)
+    return value
+
+
+def _top_k(request: GenerateRequest, defaults: Mapping[str, float], vocab_size: int) -> int:
+    top_k = request.top_k if request.top_k is not None else int(defaults.get("top_k", 0))
+    if top_k < -1:
+        raise invalid("top_k", f"top_k must be -1 (off) or more, but is {top_k}.", "value_out_of_range")
+    return 0 if top_k == -1 or top_k >= vocab_size else top_k
+
+
+def _logit_bias(biases: Mapping[str, Any] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if not biases:
+        return ()
+    in_range("logit_bias", len(biases), 0, MAX_BIASES)
+    pairs = []
+    for key, bias in biases.items():
+        param = f"logit_bias.{key[:20]}"
+        if not (key.isascii() and key.isdigit()) or len(key) > 10:
+            raise invalid(param, f"logit_bias: the key '{key[:20]}' must be a token id.", "invalid_type")
+        _check_id(param, int(key), vocab_size)
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise invalid(param, f"Invalid value for {param}: expected a number.", "invalid_type")
+        in_range(param, bias, -100, 100)
+        pairs.append((int(key), float(bias)))
+    return tuple(pairs)
+
+
+def _stop_ids(request: GenerateRequest, model: ServedModel, vocab_size: int) -> tuple[int, ...]:
+    own = request.stop_token_ids or []
+    in_range("stop_token_ids", len(own), 0, MAX_STOP_IDS)
+    for index, token in enumerate(own):
+        _check_id(f"stop_token_ids[{index}]", token, vocab_size)
+    ends = () if request.ignore_eos else model.eos_ids
+    return tuple(dict.fromkeys([*ends, *own]))
+
+
+def _check_id(param: str, token: Any, vocab_size: int) -> None:
+    if isinstance(token, bool) or not isinstance(token, int):
+        raise invalid(param, f"Invalid value for {param}: expected a token id.", "invalid_type")
+    if not 0 <= token < vocab_size:
+        message = f"{param} must be a token id between 0 and {vocab_size - 1}, but is {token}."
+        raise invalid(param, message, "value_out_of_range")
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        _check_stop("stop", stop)
+        return (stop,)
+    if not isinstance(stop, list):
+        raise invalid("stop", "Invalid value for stop: expected a string or an array of strings.", "invalid_type")
+    if len(stop) > MAX_STOPS:
+        raise invalid("stop", f"stop holds at most {MAX_STOPS} strings, but got {len(stop)}.", "value_out_of_range")
+    for index, text in enumerate(stop):
+        _check_stop(f"stop[{index}]", text)
+    return tuple(dict.fromkeys(stop))
+
+
+def _check_stop(param: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise invalid(param, f"Invalid value for {param}: expected a string.", "invalid_type")
+    if not 0 < len(text) <= MAX_STOP_CHARS:
+        message = f"{param} must hold between 1 and {MAX_STOP_CHARS} characters, but holds {len(text)}."
+        raise invalid(param, message, "value_out_of_range")
+
+
+def chat_logprobs(request: ChatRequest) -> int | None:
+    if request.top_logprobs is not None:
+        in_range("top_logprobs", request.top_logprobs, 0, MAX_LOGPROBS)
+        if not request.logprobs:
+            raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def completion_logprobs(request: CompletionRequest) -> int | None:
+    if request.logprobs is not None:
+        in_range("logprobs", request.logprobs, 0, MAX_LOGPROBS)
+        if request.echo:
+            raise invalid("logprobs", "logprobs together with echo is not supported yet.", "unsupported_parameter")
+    return request.logprobs
+
+
+def check_streaming(request: GenerateRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "stream_options is only allowed when stream is true.")
+
+
+# how many sequences, how long
+
+
+def num_choices(request: GenerateRequest, num_prompts: int, settings: HttpSettings) -> int:
+    n = 1 if request.n is None else request.n
+    in_range("n", n, 1, settings.max_choices)
+    if n * num_prompts > settings.max_sequences:
+        message = f"{num_prompts} prompts with n={n} make {n * num_prompts} sequences; at most {settings.max_sequences}"
+        raise invalid("prompt" if num_prompts > 1 else "n", message + " are allowed.", "value_out_of_range")
+    return n
+
+
+def asked_max_tokens(request: GenerateRequest) -> tuple[str, int | None]:
+    """With the name of the field that asked. max_completion_tokens replaces max_tokens where both are given."""
+    newer = request.max_completion_tokens if isinstance(request, ChatRequest) else None
+    param = "max_tokens" if newer is None else "max_completion_tokens"
+    asked = request.max_tokens if newer is None else newer
+    if asked is not None and asked < 1:
+        raise invalid(param, f"{param} must be at least 1, but is {asked}.", "value_out_of_range")
+    return param, asked
+
+
+def fit(request: GenerateRequest, prompt_len: int, max_model_len: int) -> int:
+    """The max_tokens of a prompt. Never cuts a prompt: what does not fit is a 400 with the counts."""
+    source = "messages" if isinstance(request, ChatRequest) else "prompt"
+    param, asked = asked_max_tokens(request)
+    room = max_model_len - prompt_len
+    if room < max(1, asked or 1):
+        raise _too_long(source, param, prompt_len, asked, max_model_len)
+    default = room if isinstance(request, ChatRequest) else min(room, COMPLETION_MAX_TOKENS)
+    max_tokens = asked or default
+    if (request.min_tokens or 0) > max_tokens:
+        message = f"min_tokens must be between 0 and {max_tokens} ({param}), but is {request.min_tokens}."
+        raise invalid("min_tokens", message, "value_out_of_range")
+    return max_tokens
+
+
+def _too_long(source: str, param: str, prompt_len: int, asked: int | None, max_model_len: int) -> ApiError:
+    wanted = f"{prompt_len} in the {source}" + (f" and {asked} in {param}" if asked else " and room for an answer")
+    message = (
+        f"This server's maximum context length is {max_model_len} tokens, but the request asks for "
+        f"{prompt_len + (asked or 1)}: {wanted}. Shorten the {source} or ask for fewer tokens."
+    )
+    return invalid(source, message, "context_length_exceeded")
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """The first sequence has the request's own seed; the others' are mixed from it and their index."""
+    first = seed & _SEED_MASK
+    return [first] + [_mixed(first, index) & _SEED_MASK for index in range(1, count)]
+
+
+def _mixed(seed: int, index: int) -> int:
+    """The finaliser of splitmix64: neighbouring inputs give unrelated outputs."""
+    mask = (1 << 64) - 1
+    z = (seed + index * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def asked_seed(request: GenerateRequest, draw: int) -> int:
+    if request.seed is None:
+        return draw & ((1 << _DRAWN_BITS) - 1)
+    in_range("seed", request.seed, -(1 << 63), (1 << 63) - 1)
+    return request.seed
+
+
+def make_job(
+    request: GenerateRequest, base: SamplingParams, prompts: list[list[int]], limits: Limits, seed: int
+) -> Job:
+    n = num_choices(request, len(prompts), limits.settings)
+    max_tokens = [fit(request, len(prompt), limits.max_model_len) for prompt in prompts]
+    return Job(
+        prompts=prompts,
+        params=[msgspec.structs.replace(base, max_tokens=count) for count in max_tokens],
+        seeds=seeds(seed, n * len(prompts)),
+        n=n,
+        stops=stop_strings(request.stop),
+        echoes=[],
+    )
+
+
+# prompts
+
+
+def completion_prompts(prompt: Any, vocab_size: int) -> list[Prompt]:
+    """A string, a list of strings, token ids, or a list of lists of them, as one list of prompts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list):
+        raise invalid("prompt", "Invalid value for prompt: expected a string or an array.", "invalid_type")
+    if not prompt:
+        raise invalid("prompt", "prompt must not be empty.", "value_out_of_range")
+    if isinstance(prompt[0], str):
+        for index, text in enumerate(prompt):
+            if not isinstance(text, str):
+                raise invalid(f"prompt[{index}]", f"Invalid value for prompt[{index}]: expected a string.")
+        return list(prompt)
+    if isinstance(prompt[0], list):
+        return [check_ids(f"prompt[{index}]", tokens, vocab_size) for index, tokens in enumerate(prompt)]
+    return [check_ids("prompt", prompt, vocab_size)]
+
+
+def check_ids(param: str, tokens: Any, vocab_size: int) -> list[int]:
+    if not isinstance(tokens, list):
+        raise invalid(param, f"Invalid value for {param}: expected an array of token ids.", "invalid_type")
+    for index, token in enumerate(tokens):
+        _check_id(f"{param}[{index}]", token, vocab_size)
+    return tokens
+
+
+def encode_prompt(prompt: Prompt, model: ServedModel) -> list[int]:
+    """Raw text may spell control tokens: its author writes the whole prompt. A BOS is added once at most."""
+    ids = model.tokenizer.encode(prompt, specials=True) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str) and model.add_bos and model.bos_id is not None and ids[:1] != [model.bos_id]:
+        ids = [model.bos_id, *ids]
+    if not ids:
+        raise invalid("prompt", "prompt must hold at least one token.", "value_out_of_range")
+    return ids
+
+
+def echo_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+
+
+def chat_messages(raws: Sequence[Raw]) -> list[dict[str, str]]:
+    if not raws:
+        raise invalid("messages", "messages must hold at least one message.", "value_out_of_range")
+    return [_chat_message(raw, f"messages[{index}]") for index, raw in enumerate(raws)]
+
+
+def _chat_message(raw: Raw, where: str) -> dict[str, str]:
+    message = decode(raw, Message, where)
+    role = _ROLES.get(message.role)
+    if role is None:
+        text = f"{where}.role must be one of {', '.join(_ROLES)}; '{message.role[:40]}' is not supported."
+        raise invalid(f"{where}.role", text, "invalid_value")
+    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
+        if getattr(message, name):
+            raise invalid(f"{where}.{name}", f"{where}.{name} is not supported yet.", "unsupported_parameter")
+    answer = {"role": role, "content": _content(message.content, f"{where}.content")}
+    return answer if message.name is None else {**answer, "name": message.name}
+
+
+def _content(content: str | list[Raw] | None, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not content:
+        raise invalid(where, f"{where} must be a string or a non-empty array of text parts.", "invalid_type")
+    return "\n".join(_part_text(part, f"{where}[{index}]") for index, part in enumerate(content))
+
+
+def _part_text(raw: Raw, where: str) -> str:
+    part = decode(raw, TextPart, where)
+    if part.type != "text":
+        raise invalid(f"{where}.type", f"{where}.type '{part.type[:40]}' is not supported; only text is.")
+    if part.text is None:
+        raise invalid(f"{where}.text", f"Missing required field: {where}.text.", "missing_required_parameter")
+    return part.text
+
+
+# answers
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens),
+        completion_tokens_details=CompletionDetails(),
+    )

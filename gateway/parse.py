@@ -1,0 +1,129 @@
+"""From a request's bytes to a typed request, or to a 400 that names the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from gateway.errors import ApiError
+from gateway.openai import ChatRequest, CompletionRequest, StreamOptions
+
+T = TypeVar("T")
+Acceptable = Callable[[Any], bool]
+
+_PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_MAX_NAMED = 16  # ignored fields named in the header
+_MAX_NAME = 48
+
+
+def _one_of(*values: Any) -> Acceptable:
+    return lambda value: any(value == allowed and type(value) is type(allowed) for allowed in values)
+
+
+_NOTHING = _one_of(None)
+_NO_ITEMS = _one_of(None, [])
+
+# Fields that would change the answer and are not built: each with the values that ask for nothing.
+_NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
+    ChatRequest: {
+        "tools": _NO_ITEMS,
+        "tool_choice": _one_of(None, "none", "auto"),
+        "functions": _NO_ITEMS,
+        "function_call": _one_of(None, "none", "auto"),
+        "response_format": _one_of(None, {"type": "text"}),
+        "audio": _NOTHING,
+        "modalities": _one_of(None, ["text"]),
+        "prediction": _NOTHING,
+        "web_search_options": _NOTHING,
+        "moderation": _NOTHING,
+    },
+    CompletionRequest: {"suffix": _one_of(None, "")},
+}
+
+# Fields of OpenAI's API that change nothing here.
+_NO_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "verbosity",
+        "reasoning_effort",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[T]):
+    request: T
+    ignored: list[str]  # fields that nobody here knows
+
+
+def invalid(param: str | None, message: str, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def decode(data: bytes | Raw, kind: type[T], where: str = "") -> T:
+    """`where`: path of `data` inside the request, such as messages[2]. Raises ApiError."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error), where) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(where or None, f"The body is not valid JSON in UTF-8: {error}", "invalid_json") from None
+    except RecursionError:
+        raise invalid(where or None, "The body is nested too deeply.", "invalid_json") from None
+
+
+def _wrong_field(problem: str, where: str) -> ApiError:
+    match = _PROBLEM.match(problem)
+    assert match is not None
+    path = where + (match["path"] or "")
+    if missing := _MISSING.match(problem):
+        path = join(path, missing[1])
+        return invalid(path.lstrip("."), f"Missing required field: {path.lstrip('.')}.", "missing_required_parameter")
+    path = path.lstrip(".")
+    text = match["problem"].replace("`", "").replace("Expected ", "expected ")
+    return invalid(path or None, f"Invalid value for {path or 'the body'}: {text}.", "invalid_type")
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def parse(body: bytes, kind: type[T]) -> Parsed[T]:
+    """Unknown fields are listed; known ones that would change the answer and are not built are refused."""
+    fields = decode(body, dict[str, Raw])
+    not_built = _NOT_BUILT.get(kind, {})
+    for name in fields.keys() & not_built.keys():
+        if not not_built[name](decode(fields[name], Any, name)):
+            raise invalid(name, f"{name} is not supported by this server yet.", "unsupported_parameter")
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
+    ignored = [name for name in fields if name not in known and name not in not_built and name not in _NO_EFFECT]
+    return Parsed(decode(body, kind), ignored + _ignored_options(fields.get("stream_options")))
+
+
+def _ignored_options(raw: Raw | None) -> list[str]:
+    if raw is None or bytes(raw) == b"null":
+        return []
+    known = {field.encode_name for field in msgspec.structs.fields(StreamOptions)}
+    return [f"stream_options.{name}" for name in decode(raw, dict[str, Raw], "stream_options") if name not in known]
+
+
+def ignored_header(names: list[str]) -> str:
+    """Fit for a header: bounded, printable ASCII, commas only between names."""
+    shown = [re.sub(r"[^A-Za-z0-9_.-]", "?", name[:_MAX_NAME]) for name in names[:_MAX_NAMED]]
+    if len(names) > _MAX_NAMED:
+        shown.append(f"and-{len(names) - _MAX_NAMED}-more")
+    return ", ".join(shown)

@@ -1,0 +1,43 @@
+"""What the HTTP application is given: the engine, the model, and its limits. Built once, by the command line."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.client import EngineClient
+from gateway.drain import Drain
+from gateway.metrics import Metrics
+from gateway.served import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    max_body_bytes: int = 16 << 20
+    body_timeout_s: float = 30.0  # for the whole body to arrive: 408 after it
+    submit_timeout_s: float = 15.0  # for the engine to accept or refuse: 503 after it
+    max_wait_s: float | None = 120.0  # in the engine's queue: 504 after it; None: as long as it takes
+    stall_timeout_s: float = 300.0  # without any output of an accepted request: 504 after it
+    ping_s: float = 15.0  # between heart-beats of a stream; 0: none
+    send_timeout_s: float = 30.0  # for a reader to take one chunk
+    slow_reader_bytes: int = 1 << 20  # unread text of a stream, after which it is ended
+    max_choices: int = 128  # n
+    max_sequences: int = 256  # prompts times n
+    tokenize_threads: int = 2
+    inline_chars: int = 512  # texts up to this length are tokenised on the event loop
+    retry_after_s: float = 1.0  # stated where nobody has a better estimate
+    allow_origins: tuple[str, ...] = ()  # of CORS; empty: CORS is off
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    engine: EngineClient
+    model: ServedModel
+    drain: Drain
+    metrics: Metrics
+    settings: HttpSettings = field(default_factory=HttpSettings)
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    random_bits: Callable[[int], int] = secrets.randbits
