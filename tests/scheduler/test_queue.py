@@ -1,0 +1,115 @@
+import pytest
+
+from scheduler.queue import WaitingQueue
+from scheduler.types import SamplingParams, Sequence
+
+
+def sequence(order: int, priority: int = 0, deadline: float | None = None, num_tokens: int = 1) -> Sequence:
+    tokens = [0] * num_tokens
+    return Sequence(order, SamplingParams(1), tokens, num_tokens, 0.0, priority, deadline, order=order)
+
+
+def drain(queue: WaitingQueue) -> list[int]:
+    ids = []
+    while (seq := queue.head()) is not None:
+        queue.remove(seq)
+        queue.check()
+        ids.append(seq.id)
+    return ids
+
+
+def test_first_come_first_served_within_a_priority() -> None:
+    queue = WaitingQueue()
+    for seq in [sequence(1), sequence(2, priority=1), sequence(3, priority=-1), sequence(4)]:
+        queue.push(seq)
+    assert drain(queue) == [3, 1, 4, 2]
+
+
+def test_a_sequence_that_comes_back_is_at_the_head_of_its_priority() -> None:
+    queue = WaitingQueue()
+    first = sequence(1)
+    queue.push(first)
+    queue.remove(first)
+    for seq in [sequence(2), sequence(3, priority=-1), first]:
+        queue.push(seq)
+    assert drain(queue) == [3, 1, 2]
+
+
+def test_it_counts_the_tokens_as_they_were_when_they_came() -> None:
+    queue = WaitingQueue()
+    seq = sequence(1, num_tokens=5)
+    queue.push(seq)
+    seq.tokens.append(7)  # a token that was in flight when it was preempted
+    assert queue.num_tokens == 5
+    queue.remove(seq)
+    assert (len(queue), queue.num_tokens) == (0, 0)
+
+
+def test_removed_entries_do_not_pile_up() -> None:
+    queue = WaitingQueue()
+    stays = sequence(0)
+    queue.push(stays)
+    for order in range(1, 1000):
+        seq = sequence(order)
+        queue.push(seq)
+        queue.remove(seq)
+    assert len(queue._ready) < 200
+    assert drain(queue) == [0]
+
+
+def test_parked_sequences_count_but_do_not_come_up() -> None:
+    queue = WaitingQueue()
+    queue.push(sequence(1))
+    queue.park(sequence(2), leader_id=1)
+    queue.push(sequence(3))
+    assert (len(queue), queue.num_ready, queue.num_tokens) == (3, 2, 3)
+    assert drain(queue) == [1, 3]
+    queue.unpark(1)
+    assert queue.num_ready == 1
+    assert drain(queue) == [2]
+
+
+def test_unparked_sequences_take_their_place_by_submission() -> None:
+    queue = WaitingQueue()
+    queue.park(sequence(2), leader_id=1)
+    queue.push(sequence(3))
+    queue.unpark(1)
+    assert drain(queue) == [2, 3]
+
+
+def test_a_parked_sequence_can_leave() -> None:
+    queue = WaitingQueue()
+    seq = sequence(2)
+    queue.park(seq, leader_id=1)
+    queue.remove(seq)
+    queue.unpark(1)
+    assert (len(queue), queue.num_parked, queue.head()) == (0, 0, None)
+    queue.check()
+
+
+def test_expired_gives_each_once_by_deadline() -> None:
+    queue = WaitingQueue()
+    late, later, never = sequence(1, deadline=2.0), sequence(2, deadline=1.0), sequence(3)
+    for seq in (late, later, never):
+        queue.push(seq)
+    assert queue.expired(0.5) == []
+    assert queue.expired(2.0) == [later, late]
+    assert queue.expired(9.0) == []
+
+
+def test_only_the_first_admission_has_a_deadline() -> None:
+    queue = WaitingQueue()
+    seq = sequence(1, deadline=1.0)
+    queue.push(seq)
+    queue.remove(seq)
+    seq.admitted = 0.5
+    queue.push(seq)
+    assert queue.expired(9.0) == []
+
+
+def test_check_notices_a_wrong_count() -> None:
+    queue = WaitingQueue()
+    queue.push(sequence(1))
+    queue.num_tokens += 1
+    with pytest.raises(RuntimeError, match="tokens"):
+        queue.check()
