@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,10 +54,15 @@ def num_blocks_for(spec: ModelSpec, block_size: int, dtype: torch.dtype, budget_
 
 
 def allocate(spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-    """Zeroed; on the CPU, the system hands out the pages as they are first written."""
+    """Zeroed."""
     shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
-    layers = [
-        LayerKV(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-        for _ in range(spec.num_layers)
-    ]
+    layers = [LayerKV(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.num_layers)]
     return KVCache(layers, num_blocks, block_size)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU through numpy, whose zeros cost nothing until their pages are first written; torch's fill them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    width = np.uint16 if dtype.itemsize == 2 else np.uint32
+    return torch.from_numpy(np.zeros(shape, width)).view(dtype)

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.batch import BatchView
+from engine.kvcache import LayerKV
 
 Meta = TypeVar("Meta")
-
-
-class LayerCache(Protocol):
-    """Keys and values of one layer, in the shape that the backend asked for."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class AttentionBackend(Protocol, Generic[Meta]):
@@ -30,12 +24,12 @@ class AttentionBackend(Protocol, Generic[Meta]):
         """What all layers of a step share. Called once a step; must not keep `view` longer than the step."""
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, meta: Meta, scale: float, window: int | None
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: Meta, scale: float, window: int | None
     ) -> Tensor:
         """q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim]. Returns [tokens, heads, head_dim]."""
 
 
-def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+def write_kv(k: Tensor, v: Tensor, cache: LayerKV, slots: Tensor) -> None:
     """Scatters [tokens, kv_heads, head_dim] into the cache at `slots`."""
     block_size = cache.keys.shape[2]
     block, offset = torch.div(slots, block_size, rounding_mode="floor"), slots % block_size

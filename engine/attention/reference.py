@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention.base import LayerCache, write_kv
+from engine.attention.base import write_kv
 from engine.batch import BatchView
+from engine.kvcache import LayerKV
 
 
 class ReferenceAttention:
@@ -16,7 +19,7 @@ class ReferenceAttention:
         return view
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, meta: BatchView, scale: float, window: int | None
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: BatchView, scale: float, window: int | None
     ) -> Tensor:
         write_kv(k, v, cache, meta.slots)
         out = torch.empty_like(q)
@@ -32,7 +35,9 @@ class ReferenceAttention:
         return out
 
 
-def _context(cache: LayerCache, table, kv_head: int, position: int, window: int | None) -> tuple[Tensor, Tensor]:
+def _context(
+    cache: LayerKV, table: NDArray[np.int32], kv_head: int, position: int, window: int | None
+) -> tuple[Tensor, Tensor]:
     """Keys and values, [visible, head_dim] float64, that the row at `position` attends."""
     block_size = cache.keys.shape[2]
     first = 0 if window is None else max(0, position + 1 - window)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention.base import LayerCache, write_kv
+from engine.attention.base import write_kv
 from engine.batch import BatchView
+from engine.kvcache import LayerKV
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class SdpaAttention:
         return SdpaMeta(view.slots, [span(view, s, block_size) for s in range(view.num_seqs)])
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, meta: SdpaMeta, scale: float, window: int | None
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: SdpaMeta, scale: float, window: int | None
     ) -> Tensor:
         write_kv(k, v, cache, meta.slots)
         out = torch.empty_like(q)
@@ -58,7 +59,7 @@ def span(view: BatchView, s: int, block_size: int) -> SequenceSpan:
     return SequenceSpan(int(view.q_starts[s]), int(view.q_starts[s + 1]), kv_len, blocks)
 
 
-def attend(q: Tensor, cache: LayerCache, one: SequenceSpan, scale: float, window: int | None) -> Tensor:
+def attend(q: Tensor, cache: LayerKV, one: SequenceSpan, scale: float, window: int | None) -> Tensor:
     """q: [rows, heads, head_dim] of one sequence, whose keys are in the cache already."""
     keys, values = (_gather(side, one) for side in (cache.keys, cache.values))  # [kv_heads, kv_len, head_dim]
     rows, heads, head_dim = q.shape

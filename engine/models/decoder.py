@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBackend
 from engine.batch import BatchView
-from engine.kvcache import KVCache, LayerKV
+from engine.kvcache import KVCache
 from engine.models import rope
 from engine.models.spec import ModelSpec
 from engine.models.weights import LayerWeights, Weights
@@ -54,15 +54,14 @@ class Decoder:
         spec = self.spec
         rows = x.shape[0]
         qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(rows, -1, spec.head_dim)
-        qk, v = qkv.split([spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        qk, v = torch.split(qkv, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
+            q, k = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
             qk = torch.cat((self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)), dim=1)
         if index not in spec.nope_layers:
             qk = rope.rotate(qk, cos, sin)
-        q, k = qk.split([spec.num_heads, spec.num_kv_heads], dim=1)
-        kv: LayerKV = self.cache.layers[index]
-        out = self.attention.run(q, k, v, kv, meta, spec.head_dim**-0.5, spec.window(index))
+        q, k = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
+        out = self.attention.run(q, k, v, self.cache.layers[index], meta, spec.head_dim**-0.5, spec.window(index))
         return F.linear(out.reshape(rows, spec.q_size), layer.o, layer.o_bias)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def _build(name: str, family: Family, config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind: Any = rope.get("rope_type") or rope.get("type") or "default"
     if float(rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise ModelRefused("partial rotary embeddings are not supported")
     if kind == "default":

@@ -115,9 +115,9 @@ def _layer_destinations(spec: ModelSpec, layer: LayerWeights) -> Iterable[tuple[
 def _split(
     weight: Tensor, bias: Tensor | None, names: list[str], rows: list[int]
 ) -> Iterable[tuple[str, Tensor | None]]:
-    yield from zip((f"{name}.weight" for name in names), weight.split(rows), strict=True)
+    yield from zip((f"{name}.weight" for name in names), torch.split(weight, rows), strict=True)
     if bias is not None:
-        yield from zip((f"{name}.bias" for name in names), bias.split(rows), strict=True)
+        yield from zip((f"{name}.bias" for name in names), torch.split(bias, rows), strict=True)
 
 
 def fill(

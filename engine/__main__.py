@@ -1,0 +1,79 @@
+"""`python -m engine`: reads an EngineConfig as one line of JSON from standard input, then serves its socket.
+
+Standard input stays open as long as the parent lives; its end is the engine's end. Log lines go to standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from engine.server import Server
+from scheduler.protocol import EngineConfig, Fatal, Progress
+
+log = logging.getLogger("headrace.engine")
+
+FAREWELL_S = 5.0  # how long the last frames may take to leave
+STEP_S = 10.0  # how long a step may take to end once the engine is told to stop
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    # A waiting OpenMP thread would spin on a core that the gateway needs; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    server = Server(config.socket_path)
+    try:
+        return serve(config, server)
+    finally:
+        server.close(FAREWELL_S)
+
+
+def serve(config: EngineConfig, server: Server) -> int:
+    server.broadcast(Progress("importing torch", 0, 0))
+    from engine.build import Phases, build  # here, so that a gateway can connect while torch is imported
+    from engine.errors import ModelRefused, OutOfMemory
+    from engine.loop import Loop, StepsFail
+
+    phases = Phases(lambda name, done, total: server.broadcast(Progress(name, done, total)))
+    try:
+        scheduler, runner, ready = build(config, phases)
+    except ModelRefused as error:
+        return _give_up(server, Fatal("model", str(error)))
+    except (OutOfMemory, MemoryError) as error:
+        return _give_up(server, Fatal("memory", str(error) or "out of memory"))
+    loop = Loop(scheduler, runner, server, ready.vocab_size)
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
+    server.broadcast(ready)
+    try:
+        loop.run()
+    except StepsFail as error:
+        return _give_up(server, Fatal("internal", str(error)))
+    return 0
+
+
+def _give_up(server: Server, fatal: Fatal) -> int:
+    log.error("%s", fatal.message)
+    server.broadcast(fatal)
+    server.linger(FAREWELL_S)
+    return 1
+
+
+def _stop_with_parent(stop: Callable[[], None]) -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    stop()
+    threading.Event().wait(STEP_S)
+    os._exit(1)  # a step hangs, and nobody is left to tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Attention for CPUs: decode rows read the paged cache in place in one compiled kernel; prompt chunks go the sdpa way.
+
+One task is one (sequence, kv head). The query heads that share the kv head go over its keys together, block after
+block with an online softmax (arXiv 1805.02867), so the cache is read once and nothing is gathered. A row's sums run
+in the order of its blocks, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.attention.base import write_kv
+from engine.attention.sdpa import SequenceSpan, attend, span
+from engine.batch import BatchView
+from engine.jit import as_array, kernel, widen
+from engine.kvcache import LayerKV
+
+MASKED = np.float32(-1e30)  # below every score, and finite: differences of two of them are 0, not NaN
+
+
+@kernel(parallel=True)
+def paged_decode(
+    q: NDArray[Any],  # [sequences, heads, head_dim]
+    keys: NDArray[Any],  # [num_blocks, kv_heads, block_size, head_dim]
+    values: NDArray[Any],
+    tables: NDArray[np.int32],  # [sequences, widest]
+    kv_lens: NDArray[np.int32],  # [sequences]
+    scale: np.float32,
+    window: int,  # 0: none
+    out: NDArray[np.float32],  # [sequences, heads, head_dim]
+) -> None:
+    sequences, heads, head_dim = q.shape
+    kv_heads, block_size = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    for task in prange(sequences * kv_heads):
+        s, h = task // kv_heads, task % kv_heads
+        kv_len = kv_lens[s]
+        first = max(0, kv_len - window) if window > 0 else 0
+        query = np.empty((group, head_dim), np.float32)
+        for g in range(group):
+            for d in range(head_dim):
+                query[g, d] = widen(q[s, h * group + g, d]) * scale
+        highest = np.full(group, MASKED, np.float32)
+        total = np.zeros(group, np.float32)
+        sums = np.zeros((group, head_dim), np.float32)
+        scores = np.empty((group, block_size), np.float32)
+        row = np.empty(head_dim, np.float32)
+        for index in range(first // block_size, (kv_len + block_size - 1) // block_size):
+            block = tables[s, index]
+            start = max(first - index * block_size, 0)
+            end = min(block_size, kv_len - index * block_size)
+            for j in range(start, end):
+                for d in range(head_dim):
+                    row[d] = widen(keys[block, h, j, d])
+                for g in range(group):
+                    score = np.float32(0)
+                    for d in range(head_dim):
+                        score += query[g, d] * row[d]
+                    scores[g, j] = score
+            for g in range(group):
+                top = highest[g]
+                for j in range(start, end):
+                    top = max(top, scores[g, j])
+                shrink = np.exp(highest[g] - top)
+                highest[g] = top
+                weight = np.float32(0)
+                for j in range(start, end):
+                    scores[g, j] = np.exp(scores[g, j] - top)
+                    weight += scores[g, j]
+                total[g] = total[g] * shrink + weight
+                for d in range(head_dim):
+                    sums[g, d] *= shrink
+            for j in range(start, end):
+                for d in range(head_dim):
+                    row[d] = widen(values[block, h, j, d])
+                for g in range(group):
+                    for d in range(head_dim):
+                        sums[g, d] += scores[g, j] * row[d]
+        for g in range(group):
+            for d in range(head_dim):
+                out[s, h * group + g, d] = sums[g, d] / total[g]
+
+
+@dataclass(frozen=True, slots=True)
+class NumbaMeta:
+    slots: Tensor
+    decode_rows: Tensor | None  # [decodes] int64; None: the batch is decodes only, in order
+    tables: NDArray[np.int32]  # of the decodes
+    kv_lens: NDArray[np.int32]
+    chunks: list[SequenceSpan]
+
+
+class NumbaAttention:
+    name = "numba"
+
+    def prepare(self, view: BatchView, block_size: int) -> NumbaMeta:
+        rows = np.diff(view.q_starts)
+        single = np.flatnonzero(rows == 1)
+        chunks = [span(view, int(s), block_size) for s in np.flatnonzero(rows > 1)]
+        if not chunks:
+            return NumbaMeta(view.slots, None, view.block_tables, view.kv_lens, chunks)
+        decode_rows = torch.from_numpy(view.q_starts[single].astype(np.int64))
+        return NumbaMeta(view.slots, decode_rows, view.block_tables[single], view.kv_lens[single], chunks)
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: NumbaMeta, scale: float, window: int | None
+    ) -> Tensor:
+        write_kv(k, v, cache, meta.slots)
+        if meta.decode_rows is None:
+            return self._decode(q, cache, meta, scale, window)
+        out = torch.empty_like(q)
+        if len(meta.kv_lens):
+            out[meta.decode_rows] = self._decode(q[meta.decode_rows], cache, meta, scale, window)
+        for one in meta.chunks:
+            out[one.first : one.end] = attend(q[one.first : one.end], cache, one, scale, window)
+        return out
+
+    def _decode(self, q: Tensor, cache: LayerKV, meta: NumbaMeta, scale: float, window: int | None) -> Tensor:
+        out = torch.empty(q.shape, dtype=torch.float32)
+        keys, values = as_array(cache.keys), as_array(cache.values)
+        sizes = (meta.tables, meta.kv_lens, np.float32(scale), window or 0)
+        paged_decode(as_array(q), keys, values, *sizes, out.numpy())
+        return out.to(q.dtype)

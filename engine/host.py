@@ -1,0 +1,95 @@
+"""What this machine is: its memory, its processor's abilities, the device and data type to use on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.errors import ModelRefused
+
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags of native bfloat16 products, x86 and Arm
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the engine runs, decided once at start."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    description: str
+
+
+def choose_host(device: str, dtype: str, threads: int) -> Host:
+    """Resolves "auto" and 0. Raises ModelRefused for a device that is not there."""
+    chosen = _device(device)
+    cores = os.cpu_count() or 1
+    num_threads = threads or (max(1, cores - 1) if cores > 2 else cores)
+    if dtype != "auto":
+        kind = DTYPES[dtype]
+    elif chosen.type == "cpu":
+        kind = torch.bfloat16 if cpu_flags() & BF16_FLAGS else torch.float32
+    else:
+        kind = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    return Host(chosen, kind, num_threads, _describe(chosen, num_threads))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelRefused(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelRefused(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelRefused("device 'mps' is not there")
+    return device
+
+
+def _describe(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    plural = "s" * (threads != 1)
+    return f"{device} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{plural})"
+
+
+def cpu_flags() -> set[str]:
+    """The processor's feature flags as Linux lists them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: what the system calls available, less where a cgroup limits it."""
+    return min(_system_available(), _cgroup_available())
+
+
+def _system_available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _cgroup_available() -> int:
+    try:
+        folder = Path("/sys/fs/cgroup")
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        return int(limit) - used if limit != "max" else 1 << 62
+    except (OSError, ValueError):
+        return 1 << 62

@@ -1,0 +1,192 @@
+"""The step loop: take what arrived, plan, run, drop what was cancelled meanwhile, commit, send."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
+
+import msgspec
+
+from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
+from scheduler.plan import Event, StepPlan, StepResult
+from scheduler.protocol import Abort, Accepted, FirstToken, Output, Outputs, Rejection, StepRecord, Submit
+from scheduler.scheduler import Scheduler
+from scheduler.types import Rejected, Sequence
+
+log = logging.getLogger("headrace.engine")
+
+IDLE_S = 1.0  # a sign of life is sent this often where nothing happens
+MAX_FAILED_STEPS = 3  # in a row: then the engine gives up and is started anew
+
+
+class Executor(Protocol):
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class StepsFail(RuntimeError):
+    """Step after step raised; the process is of no more use."""
+
+
+class Loop:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Executor,
+        server: Server,
+        vocab_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._server = server
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
+        self._failed_in_a_row = 0
+        self._last_sent = clock()
+        self.stopping = False
+
+    def run(self) -> None:
+        """Until `stopping`. Raises StepsFail when the device or the model has broken."""
+        while not self.stopping:
+            if not self.turn():
+                self._idle()
+
+    def stop(self) -> None:
+        """From another thread or a signal handler."""
+        self.stopping = True
+        self._server.wake()
+
+    def turn(self) -> bool:
+        """One step, if there is work. False: nothing to do."""
+        for connection, message in self._server.take():
+            self._handle(connection, message)
+        self._send(self._scheduler.expired(), None)
+        plan = self._scheduler.plan()
+        if plan is None:
+            return False
+        started = self._clock()
+        events = self._step(plan)
+        self._send(events, _record(plan, self._clock() - started))
+        return True
+
+    def _step(self, plan: StepPlan) -> list[Event]:
+        try:
+            result = self._runner.execute(plan)
+        except Exception:  # whatever it is, those who wait for this step are told, and it is counted
+            log.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.works))
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= MAX_FAILED_STEPS:
+                raise StepsFail(f"{MAX_FAILED_STEPS} steps in a row failed") from None
+            return self._scheduler.fail(plan)
+        self._failed_in_a_row = 0
+        for connection, message in self._server.take_aborts():
+            self._cancel(connection, message)
+        return self._scheduler.commit(plan, result)
+
+    def _idle(self) -> None:
+        self._scheduler.check()
+        if self._clock() - self._last_sent >= IDLE_S:
+            self._tell_all()
+        self._server.wait(IDLE_S)
+
+    # --- messages in ---
+
+    def _handle(self, connection: int, message: Submit | Abort | Gone) -> None:
+        if isinstance(message, Submit):
+            self._submit(connection, message)
+        else:
+            self._cancel(connection, message)
+
+    def _submit(self, connection: int, message: Submit) -> None:
+        try:
+            self._check_ids(message)
+            self._scheduler.submit(self._sequences(connection, message))
+        except Rejected as no:
+            answer: Accepted | Rejection = Rejection(message.seq_ids, no.code, no.message, no.retry_after_s)
+        except ValueError as error:
+            answer = Rejection(message.seq_ids, "invalid", str(error), None)
+        else:
+            self._owned[connection].update(internal_id(connection, seq_id) for seq_id in message.seq_ids)
+            answer = Accepted(message.seq_ids)
+        self._server.send(connection, answer)
+
+    def _check_ids(self, message: Submit) -> None:
+        """An id outside the vocabulary would make the whole step fail, its neighbours included."""
+        ids = [*message.prompt, *(token for token, _ in message.params.logit_bias), *message.params.stop_ids]
+        if len(message.seeds) != len(message.seq_ids) or not message.seq_ids:
+            raise ValueError("a submission needs one seed for each sequence")
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
+            raise ValueError(f"token ids must be in 0 .. {self._vocab_size - 1}")
+
+    def _sequences(self, connection: int, message: Submit) -> list[Sequence]:
+        now = self._clock()
+        leader = internal_id(connection, message.seq_ids[0])
+        return [
+            Sequence(
+                id=internal_id(connection, seq_id),
+                params=msgspec.structs.replace(message.params, seed=seed),
+                tokens=message.prompt.copy(),
+                prompt_len=len(message.prompt),
+                arrived=now,
+                priority=message.priority,
+                deadline=None if message.max_wait_s is None else now + message.max_wait_s,
+                salt=message.salt,
+                leader=leader if index else None,
+            )
+            for index, (seq_id, seed) in enumerate(zip(message.seq_ids, message.seeds, strict=True))
+        ]
+
+    def _cancel(self, connection: int, message: Abort | Gone) -> None:
+        if isinstance(message, Gone):
+            gone: Iterable[int] = self._owned.pop(connection, set())
+        else:
+            gone = [internal_id(connection, seq_id) for seq_id in message.seq_ids]
+            self._owned[connection].difference_update(gone)
+        for seq_id in gone:
+            self._scheduler.abort(seq_id)
+
+    # --- messages out ---
+
+    def _send(self, events: list[Event], step: StepRecord | None) -> None:
+        """One frame to each gateway that has news, and the step's record to the first only, or it would count twice."""
+        if step is None and not events:
+            return
+        outputs: dict[int, list[Output]] = {connection: [] for connection in self._server.connections}
+        for event in events:
+            connection = event.seq_id >> CONNECTION_SHIFT
+            if event.finish is not None:
+                self._owned[connection].discard(event.seq_id)
+            if connection in outputs:
+                outputs[connection].append(_output(event))
+        self._last_sent = self._clock()
+        stats = self._scheduler.stats()
+        for index, (connection, batch) in enumerate(outputs.items()):
+            record = step if index == 0 else None
+            if batch or record is not None:
+                self._server.send(connection, Outputs(batch, record, stats))
+
+    def _tell_all(self) -> None:
+        self._last_sent = self._clock()
+        stats = self._scheduler.stats()
+        for connection in self._server.connections:
+            self._server.send(connection, Outputs([], None, stats))
+
+
+def _output(event: Event) -> Output:
+    first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens) if event.first else None
+    return Output(event.seq_id & SEQ_MASK, event.tokens, event.finish, event.logprobs, first)
+
+
+def _record(plan: StepPlan, seconds: float) -> StepRecord:
+    """Prompt tokens are those of works that compute more than one, or that do not sample."""
+    chunks = sum(work.count > 1 or not work.sample for work in plan.works)
+    kind: Literal["prefill", "decode", "mixed"] = "mixed"
+    if chunks == 0:
+        kind = "decode"
+    elif chunks == len(plan.works):
+        kind = "prefill"
+    return StepRecord(kind, len(plan.works), plan.num_tokens, seconds)

@@ -1,0 +1,221 @@
+"""The engine's sockets: an I/O thread that moves frames between gateways and two queues of the step loop.
+
+Any number of gateways may connect. Sequence ids are a gateway's own; inside the engine they carry the connection's
+number above CONNECTION_SHIFT, so that no two gateways share one.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from scheduler.protocol import Abort, FrameError, FrameSplitter, FromEngine, Submit, encode_frame, to_engine_decoder
+
+log = logging.getLogger("headrace.engine")
+
+CONNECTION_SHIFT = 48
+SEQ_MASK = (1 << CONNECTION_SHIFT) - 1
+READ_BYTES = WRITE_BYTES = 1 << 18
+MAX_UNSENT_BYTES = 64 << 20  # a gateway that reads this much too slowly is cut off
+
+
+def internal_id(connection: int, seq_id: int) -> int:
+    return (connection << CONNECTION_SHIFT) | (seq_id & SEQ_MASK)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A gateway has left; nothing of it is wanted any more."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    number: int
+    sock: socket.socket
+    splitter: FrameSplitter = field(default_factory=FrameSplitter)
+    unsent: bytearray = field(default_factory=bytearray)
+
+
+class Server:
+    """Listens on a unix socket. The step loop calls `take`, `take_aborts`, `wait` and `send`, from one thread."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self._lock = threading.Lock()  # guards connections, their unsent bytes and the greeting
+        self._connections: dict[int, _Connection] = {}
+        self._last_number = 0
+        self._greeting: dict[str, bytes] = {}  # the last frame of each kind that a newcomer must see
+        self._inbox: deque[tuple[int, Submit | Abort | Gone]] = deque()
+        self._aborts: deque[tuple[int, Abort | Gone]] = deque()
+        self._arrived = threading.Event()
+        self._heard = threading.Event()  # some gateway has read all that was sent to it
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine-io", daemon=True)
+        self._thread.start()
+
+    # --- the step loop's side ---
+
+    def take(self) -> list[tuple[int, Submit | Abort | Gone]]:
+        """(connection, message) of all that has arrived, in order."""
+        self._arrived.clear()
+        self._aborts.clear()  # all of them are in the inbox too
+        return [self._inbox.popleft() for _ in range(len(self._inbox))]
+
+    def take_aborts(self) -> list[tuple[int, Abort | Gone]]:
+        """What was cancelled while a step ran. The inbox will say it once more, which does no harm."""
+        return [self._aborts.popleft() for _ in range(len(self._aborts))]
+
+    def wait(self, seconds: float) -> None:
+        """Until something arrives, at most so long."""
+        self._arrived.wait(seconds)
+
+    def wake(self) -> None:
+        self._arrived.set()
+
+    def send(self, connection: int, message: FromEngine) -> None:
+        """Queues a frame. A connection that is gone hears nothing, and that is no error."""
+        frame = encode_frame(message)
+        with self._lock:
+            peer = self._connections.get(connection)
+            if peer is None:
+                return
+            peer.unsent += frame
+        self._wake_io()
+
+    def broadcast(self, message: FromEngine) -> None:
+        """To every gateway, and remembered for those that connect later."""
+        frame = encode_frame(message)
+        with self._lock:
+            self._greeting[type(message).__name__] = frame
+            self._heard.clear()
+            for peer in self._connections.values():
+                peer.unsent += frame
+        self._wake_io()
+
+    @property
+    def connections(self) -> list[int]:
+        with self._lock:
+            return list(self._connections)
+
+    def linger(self, seconds: float) -> None:
+        """Until some gateway has read everything, at most so long; also when none has connected yet."""
+        self._heard.wait(seconds)
+
+    def close(self, seconds: float) -> None:
+        """Sends what is queued, for at most so long, then closes everything."""
+        self._stopping = True
+        self._wake_io()
+        self._thread.join(seconds)
+
+    def _wake_io(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except (BlockingIOError, OSError):
+            return  # it is awake already, or closed
+
+    # --- the I/O thread ---
+
+    def _run(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._listener, selectors.EVENT_READ)
+        selector.register(self._wakened, selectors.EVENT_READ)
+        while not (self._stopping and self._all_sent()):
+            for key, _ in selector.select(timeout=1.0):
+                if key.fileobj is self._listener:
+                    self._accept(selector)
+                elif key.fileobj is self._wakened:
+                    self._wakened.recv(4096)
+                elif isinstance(key.data, _Connection):
+                    self._serve(selector, key.data)
+            self._arm_writes(selector)
+        for connection in self.connections:
+            self._drop(selector, self._connections[connection], "the engine stops")
+        self._listener.close()
+
+    def _all_sent(self) -> bool:
+        with self._lock:
+            return not any(peer.unsent for peer in self._connections.values())
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        with self._lock:
+            self._last_number += 1
+            peer = _Connection(self._last_number, sock)
+            for frame in self._greeting.values():
+                peer.unsent += frame
+            self._connections[peer.number] = peer
+        selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _arm_writes(self, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            peers = list(self._connections.values())
+        for peer in peers:
+            if peer.unsent:
+                self._write(selector, peer)
+
+    def _serve(self, selector: selectors.BaseSelector, peer: _Connection) -> None:
+        try:
+            data = peer.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._drop(selector, peer, str(error))
+            return
+        if not data:
+            self._drop(selector, peer, "it closed the connection")
+            return
+        try:
+            for body in peer.splitter.feed(data):
+                self._deliver(peer.number, to_engine_decoder.decode(body))
+        except (FrameError, msgspec.DecodeError) as error:
+            self._drop(selector, peer, f"it does not speak the protocol: {error}")
+
+    def _deliver(self, connection: int, message: Submit | Abort | Gone) -> None:
+        self._inbox.append((connection, message))
+        if not isinstance(message, Submit):
+            self._aborts.append((connection, message))
+        self._arrived.set()
+
+    def _write(self, selector: selectors.BaseSelector, peer: _Connection) -> None:
+        with self._lock:
+            data = bytes(peer.unsent[:WRITE_BYTES])
+        try:
+            sent = peer.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._drop(selector, peer, str(error))
+            return
+        with self._lock:
+            del peer.unsent[:sent]
+            unsent = len(peer.unsent)
+            if not unsent:
+                self._heard.set()
+        if unsent > MAX_UNSENT_BYTES:
+            self._drop(selector, peer, f"it leaves {unsent} bytes unread")
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
+        if selector.get_key(peer.sock).events != wanted:
+            selector.modify(peer.sock, wanted, peer)
+
+    def _drop(self, selector: selectors.BaseSelector, peer: _Connection, why: str) -> None:
+        with self._lock:
+            if self._connections.pop(peer.number, None) is None:
+                return
+        selector.unregister(peer.sock)
+        peer.sock.close()
+        log.info("gateway connection %d ended: %s", peer.number, why)
+        self._deliver(peer.number, Gone())
