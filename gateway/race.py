@@ -34,9 +34,12 @@ async def run_unless_ended(work: Coroutine[Any, Any, T], receive: Receive, drain
     tasks: tuple[asyncio.Task[Any], ...] = (task, gone, forced)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        # First of all: a server tells of a disconnect only once, and a result is of no use to who left.
+        if gone.done():
+            raise ClientGone
         if task.done():
             return task.result()
-        raise MustStop if forced.done() else ClientGone
+        raise MustStop
     finally:
         for each in tasks:
             each.cancel()

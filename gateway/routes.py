@@ -133,6 +133,8 @@ class Generate:
             call.exchange.fail(slow)
             if call.generation is not None:
                 call.generation.stop("slow_reader", slow)
+        except OSError:
+            pass  # some servers raise it from send() when the client has left
         finally:
             forced.cancel()
             services.metrics.stream_closed()
