@@ -1,0 +1,251 @@
+"""Tokenizers from model files: GGUF metadata, or tokenizer.json. Refuses, by name, what is not byte-level BPE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import regex
+from msgspec import Raw
+
+from gateway.errors import ModelError
+from gateway.tokenizer import hf_json
+from gateway.tokenizer.bpe import BpeModel, Merge
+from gateway.tokenizer.bpe_tokenizer import BpeParts, BpeTokenizer
+from gateway.tokenizer.bytelevel import from_spelling
+from gateway.tokenizer.gguf_header import Metadata, Value, read_metadata
+from gateway.tokenizer.pretok import (
+    GGUF_FAMILIES,
+    GPT2,
+    Cut,
+    Family,
+    LeadingSpace,
+    Pretokenizer,
+    Stage,
+    UnsureOfPattern,
+    checked,
+    digits,
+    isolate,
+)
+from gateway.tokenizer.specials import AddedToken
+from gateway.tokenizer.unicode import nfc
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type
+_MAX_ID = 1 << 24  # far above any vocabulary: a corrupt id must not become a list of that length
+
+
+def load_from_gguf(path: Path, metadata: Metadata | None = None) -> BpeTokenizer:
+    """The tokenizer of a GGUF file; `metadata` of that file, if it has been read. Raises ModelError."""
+    metadata = read_metadata(path) if metadata is None else metadata
+    family = gguf_family(path, metadata)
+    tokens = _strings(path, metadata, "tokenizer.ggml.tokens")
+    kinds = _kinds(path, metadata, len(tokens))
+    vocab = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _NORMAL}
+    added = [
+        AddedToken(id, token, special=kind != _USER_DEFINED)
+        for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+    ]
+    merges = _merges(
+        str(path), (_pair(str(path), merge) for merge in _strings(path, metadata, "tokenizer.ggml.merges"))
+    )
+    model = BpeModel(_ids(vocab), _checked_merges(str(path), merges, vocab), ignore_merges=family.ignore_merges)
+    normalize = nfc if family.nfc else _unchanged
+    return BpeTokenizer(
+        BpeParts(model, Pretokenizer(family.stages), normalize, added, _token_bytes(vocab, added, len(tokens)))
+    )
+
+
+def load_from_folder(path: Path, vocab_size: int = 0) -> BpeTokenizer:
+    """The tokenizer of a folder with tokenizer.json, with at least `vocab_size` ids. Raises ModelError."""
+    file = path / "tokenizer.json"
+    root = hf_json.read(file, hf_json.TokenizerJson)
+    where = str(file)
+    model = _bpe_json(where, root)
+    added = [_added_token(token, model.vocab) for token in root.added_tokens if token.content]
+    control = {token.content for token in added if token.special}
+    vocab = {token: id for token, id in model.vocab.items() if token not in control}
+    # A merge that spells a control token would let plain text become one.
+    merges = [merge for merge in _merges(where, model.merges) if "".join(merge) not in control]
+    unknown = model.unk_token
+    if unknown is not None and unknown not in model.vocab:
+        raise ModelError(f"{where}: the unknown token {unknown!r} is not in the vocabulary")
+    bpe = BpeModel(
+        _ids(vocab),
+        _checked_merges(where, merges, vocab),
+        model.ignore_merges,
+        None if unknown is None else model.vocab[unknown],
+        model.fuse_unk,
+    )
+    size = _size(where, [*model.vocab.values(), *(token.id for token in added), vocab_size - 1])
+    stages = tuple(_stages(where, root.pre_tokenizer))
+    tokens = _token_bytes(model.vocab, added, size)
+    return BpeTokenizer(BpeParts(bpe, Pretokenizer(stages), _normalizer(where, root), added, tokens))
+
+
+def gguf_family(path: Path, metadata: Metadata) -> Family:
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ModelError(f"{path}: its tokenizer is of type {kind!r}; only byte-level BPE ('gpt2') is supported")
+    name = metadata.get("tokenizer.ggml.pre")
+    if name not in GGUF_FAMILIES or not isinstance(name, str):
+        known = ", ".join(GGUF_FAMILIES)
+        raise ModelError(f"{path}: its pre-tokenizer {name!r} is not known; known are {known}")
+    return GGUF_FAMILIES[name]
+
+
+# parts of GGUF
+
+
+def _strings(path: Path, metadata: Metadata, key: str) -> list[str]:
+    value: Value | None = metadata.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ModelError(f"{path}: {key} is missing or not a list of strings")
+    return [str(item) for item in value]
+
+
+def _kinds(path: Path, metadata: Metadata, num_tokens: int) -> list[int]:
+    value = metadata.get("tokenizer.ggml.token_type")
+    kinds = [kind for kind in value if isinstance(kind, int)] if isinstance(value, list) else []
+    if len(kinds) != num_tokens:
+        raise ModelError(f"{path}: tokenizer.ggml.token_type does not have a type for each of {num_tokens} tokens")
+    if _BYTE in kinds:
+        raise ModelError(f"{path}: its tokenizer falls back to byte tokens, which byte-level BPE does not have")
+    return kinds
+
+
+# parts of tokenizer.json
+
+
+def _bpe_json(where: str, root: hf_json.TokenizerJson) -> hf_json.BpeJson:
+    head = hf_json.decode(root.model, hf_json.ModelTypeJson, f"{where}: model")
+    if head.type not in (None, "BPE"):
+        raise ModelError(f"{where}: its tokenizer is of type {head.type}; only byte-level BPE is supported")
+    if head.byte_fallback:
+        raise ModelError(f"{where}: its tokenizer uses byte_fallback; only byte-level BPE is supported")
+    model = hf_json.decode(root.model, hf_json.BpeJson, f"{where}: model")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if getattr(model, name):
+            raise ModelError(f"{where}: its BPE model uses {name}, which is not supported")
+    return model
+
+
+def _added_token(token: hf_json.AddedTokenJson, vocab: Mapping[str, int]) -> AddedToken:
+    return AddedToken(
+        id=vocab.get(token.content, token.id),
+        content=token.content,
+        special=token.special,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=token.normalized,
+    )
+
+
+def _normalizer(where: str, root: hf_json.TokenizerJson) -> Callable[[str], str]:
+    part = hf_json.decode(root.normalizer, hf_json.NormalizerJson | None, f"{where}: normalizer")  # type: ignore[arg-type]
+    return nfc if _has_nfc(part) else _unchanged
+
+
+def _has_nfc(part: hf_json.NormalizerJson | None) -> bool:
+    if isinstance(part, hf_json.NormalizersJson):
+        return any(map(_has_nfc, part.normalizers))
+    return part is not None
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+def _stages(where: str, raw: Raw) -> Iterator[Stage]:
+    root = hf_json.decode(raw, hf_json.PretokenizerJson | None, f"{where}: pre_tokenizer")  # type: ignore[arg-type]
+    parts = [] if root is None else list(_flat(root))
+    if not parts or not isinstance(parts[-1], hf_json.ByteLevelJson):
+        raise ModelError(f"{where}: its pre-tokenizer does not end with ByteLevel; only byte-level BPE is supported")
+    if any(isinstance(part, hf_json.ByteLevelJson) for part in parts[:-1]):
+        raise ModelError(f"{where}: its pre-tokenizer cuts after ByteLevel, which is not supported")
+    for part in parts:
+        yield from _stage(where, part)
+
+
+def _flat(part: hf_json.PretokenizerJson) -> Iterator[hf_json.PretokenizerJson]:
+    if isinstance(part, hf_json.PretokenizersJson):
+        for inner in part.pretokenizers:
+            yield from _flat(inner)
+    else:
+        yield part
+
+
+def _stage(where: str, part: hf_json.PretokenizerJson) -> Iterator[Stage]:
+    if isinstance(part, hf_json.DigitsJson):
+        yield digits(individual=part.individual_digits)
+    elif isinstance(part, hf_json.SplitJson):
+        yield _cut(where, part)
+    elif isinstance(part, hf_json.ByteLevelJson):
+        if part.add_prefix_space:
+            yield LeadingSpace()
+        if part.use_regex:
+            yield isolate(GPT2)
+
+
+def _cut(where: str, part: hf_json.SplitJson) -> Cut:
+    if part.pattern.Regex is None:
+        pattern = regex.compile(regex.escape(part.pattern.String or ""))
+    else:
+        try:
+            pattern = checked(part.pattern.Regex)
+        except UnsureOfPattern as error:
+            raise ModelError(f"{where}: the pattern {part.pattern.Regex!r} is not supported") from error
+    if part.behavior == "Isolated":
+        return Cut(pattern)
+    return Cut(pattern, keep_matches=part.invert, keep_between=not part.invert)
+
+
+# what both have
+
+
+def _pair(where: str, merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right or " " in right:
+        raise ModelError(f"{where}: the merge {merge!r} is not two tokens")
+    return left, right
+
+
+def _merges(where: str, merges: Iterable[str | tuple[str, str]]) -> list[tuple[str, str]]:
+    return [_pair(where, merge) if isinstance(merge, str) else merge for merge in merges]
+
+
+def _checked_merges(where: str, merges: Sequence[tuple[str, str]], vocab: Mapping[str, int]) -> list[Merge]:
+    found: list[Merge] = []
+    for left, right in merges:
+        for token in (left, right, left + right):
+            if token not in vocab:
+                raise ModelError(f"{where}: the merge {left!r} + {right!r} needs {token!r}, which is no token")
+        pair = from_spelling(left), from_spelling(right)
+        if pair[0] is None or pair[1] is None:
+            raise ModelError(
+                f"{where}: the merge {left!r} + {right!r} is not byte-level; only byte-level BPE is supported"
+            )
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _ids(vocab: Mapping[str, int]) -> dict[bytes, int]:
+    spelled = ((from_spelling(token), id) for token, id in vocab.items())
+    return {token: id for token, id in spelled if token}
+
+
+def _token_bytes(vocab: Mapping[str, int], added: Iterable[AddedToken], size: int) -> list[bytes]:
+    tokens = [b""] * size
+    for token, id in vocab.items():
+        spelled = from_spelling(token)
+        tokens[id] = token.encode() if spelled is None else spelled
+    for literal in added:
+        tokens[literal.id] = literal.content.encode()
+    return tokens
+
+
+def _size(where: str, ids: Sequence[int]) -> int:
+    if min(ids) < -1 or max(ids) > _MAX_ID:
+        raise ModelError(f"{where}: token ids reach from {min(ids)} to {max(ids)}")
+    return max(ids) + 1

@@ -1,0 +1,62 @@
+"""The default model's tokenizer against the tokenizers library, id for id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from gateway.tokenizer.bpe_tokenizer import BpeTokenizer
+from gateway.tokenizer.build import load_from_gguf
+from tests.fixtures.reference_tokenizers import CORPUS, fuzz, smollm2
+
+NUM_FUZZED = 24_000
+
+
+@pytest.fixture(scope="module")
+def reference(gguf_path: Path) -> Tokenizer:
+    return smollm2(gguf_path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(gguf_path: Path) -> BpeTokenizer:
+    return load_from_gguf(gguf_path)
+
+
+@pytest.fixture(scope="module")
+def strings(tokenizer: BpeTokenizer) -> list[str]:
+    return list(fuzz(2026, NUM_FUZZED, list(tokenizer.special_ids)))
+
+
+def reference_ids(reference: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in reference.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def test_fuzzed_strings_with_control_tokens(tokenizer: BpeTokenizer, reference: Tokenizer, strings: list[str]) -> None:
+    expected = reference_ids(reference, strings)
+    assert [
+        text for text, ids in zip(strings, expected, strict=True) if tokenizer.encode(text, specials=True) != ids
+    ] == []
+
+
+def test_fuzzed_strings_as_plain_text(tokenizer: BpeTokenizer, reference: Tokenizer, strings: list[str]) -> None:
+    reference.encode_special_tokens = True
+    try:
+        expected = reference_ids(reference, strings)
+    finally:
+        reference.encode_special_tokens = False
+    pairs = zip(strings, expected, strict=True)
+    assert [text for text, ids in pairs if tokenizer.encode(text) != ids] == []
+
+
+def test_fuzzed_ids_decode_to_the_same_text(tokenizer: BpeTokenizer, reference: Tokenizer, strings: list[str]) -> None:
+    batch = [tokenizer.encode(text, specials=True)[1:] for text in strings[:4000]]  # [1:]: may begin within a character
+    assert [tokenizer.decode(ids) for ids in batch] == reference.decode_batch(batch)
+    expected = reference.decode_batch(batch, skip_special_tokens=False)
+    assert [tokenizer.decode(ids, skip_special=False) for ids in batch] == expected
+
+
+@pytest.mark.parametrize("text", [CORPUS, *CORPUS.splitlines(keepends=True), *CORPUS.split()], ids=lambda _: "text")
+def test_corpus(tokenizer: BpeTokenizer, reference: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text, specials=True) == reference_ids(reference, [text])[0]
