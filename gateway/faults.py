@@ -40,7 +40,11 @@ def rejected(services: Services, refusal: Rejected) -> ApiError:
         estimate = services.settings.retry_after_s if refusal.retry_after_s is None else refusal.retry_after_s
         headers = retry_headers(estimate, services)
         return ApiError(429, refusal.message, type="rate_limit_error", code="queue_full", headers=headers)
-    return ApiError(400, refusal.message, code="context_length_exceeded")
+    if refusal.code in ("too_long", "never_fits"):
+        return ApiError(400, refusal.message, code="context_length_exceeded")
+    # Everything else should have been caught here first, so it is not the client's fault.
+    message = f"The engine refused the request: {refusal.message}"
+    return ApiError(500, message, type="server_error", code="engine_refused")
 
 
 def generation_failed() -> ApiError:

@@ -73,6 +73,12 @@ async def test_what_can_never_run_is_the_clients_fault(code: str) -> None:
     assert (connection.status, error_of(connection)["code"]) == (400, "context_length_exceeded")
 
 
+async def test_any_other_refusal_is_our_fault() -> None:
+    engine = FakeEngine(refusal=lambda submit: Rejected("invalid", "token ids must be in 0 .. 9"))
+    connection = await ended(post(toy_app(engine), CHAT, chat()))
+    assert (connection.status, error_of(connection)["code"]) == (500, "engine_refused")
+
+
 async def test_no_engine() -> None:
     connection = await ended(post(toy_app(FakeEngine(ready=None)), CHAT, chat()))
     assert (connection.status, error_of(connection)["code"]) == (503, "engine_unavailable")
