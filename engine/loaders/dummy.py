@@ -29,7 +29,8 @@ class DummyCheckpoint:
             if "norm" in name:
                 yield name, torch.ones(view.shape)
                 continue
-            generator = torch.Generator().manual_seed((self._seed << 32) + index)
+            # The generator looks at 32 bits only: a product spreads the seed over them.
+            generator = torch.Generator().manual_seed((self._seed * 0x9E3779B1 + index) & 0xFFFFFFFF)
             yield name, torch.randn(view.shape, generator=generator) * STD
 
     def ignores(self, name: str) -> bool:
