@@ -96,14 +96,15 @@ def configure_logging(level: str) -> None:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
+    is_switch = option.kind == "switch"
     declared = typer.Option(
         option.flags,
         envvar=option.variable,
         help=option.description + (f" One of {', '.join(option.choices)}." if option.choices else ""),
         show_default=option.shown_default or False,
-        metavar=METAVARS.get(option.kind, "NAME") if option.kind != "switch" else None,
+        metavar=None if is_switch else METAVARS.get(option.kind, "NAME"),
     )
-    annotation: Any = Annotated[(bool if option.kind == "switch" else str) | None, declared]
+    annotation: Any = Annotated[(bool if is_switch else str) | None, declared]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -208,10 +208,11 @@ class SocketEngine:
         was_up = self._ready is not None
         self._ready = self._stats = self._writer = None
         for question in self._questions.values():
+            if question.answer.done():  # accepted, though submit() had no turn yet to return: its sink is told
+                continue
             for seq_id in question.seq_ids:
                 self._sinks.pop(seq_id, None)
-            if not question.answer.done():
-                question.answer.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
+            question.answer.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
         open_sinks = {id(sink): sink for sink in self._sinks.values()}  # one a request, whatever its choices
         self._sinks.clear()
         for sink in open_sinks.values():

@@ -1,0 +1,203 @@
+"""The engine's client, against real processes that speak the protocol and do not compute."""
+
+import asyncio
+from contextlib import suppress
+from typing import cast
+
+import pytest
+
+from gateway.client import EngineUnavailable
+from gateway.engine_socket import EngineFailed, Listener, SocketEngine
+from scheduler.protocol import Accepted, EngineConfig, Fatal, Submit, encode_frame
+from scheduler.types import Rejected, SamplingParams
+from tests.fixtures.engines import RecordingObserver, RecordingSink, World, started
+from tests.fixtures.fake_engine import Order, ready
+
+READY = ready(EngineConfig(model="none", format="dummy", socket_path=""))
+
+
+async def test_outputs_reach_the_sink_in_order_and_the_end_is_marked() -> None:
+    async with started() as world:
+        sink = await world.ask(11, 12, 13)
+        await sink.finished()
+    assert sink.tokens == [11, 12, 13]
+    assert [output.finish for output in sink.outputs] == [None, None, "length"]
+    assert sink.outputs[0].first is not None
+    assert sink.failures == []
+
+
+async def test_many_requests_at_once_do_not_mix() -> None:
+    async with started() as world:
+        sinks = await asyncio.gather(*(world.ask(n, n + 1) for n in range(100)))
+        await asyncio.gather(*(sink.finished() for sink in sinks))
+    assert [sink.tokens for sink in sinks] == [[n, n + 1] for n in range(100)]
+
+
+async def test_every_choice_of_a_request_goes_to_its_sink() -> None:
+    async with started() as world:
+        sink = await world.ask(5, choices=3)
+        await sink.changes.until(lambda: len(sink.outputs) == 3)
+    assert len({output.seq_id for output in sink.outputs}) == 3
+
+
+async def test_ids_are_never_used_twice() -> None:
+    engine = SocketEngine(RecordingObserver())
+    ids = engine.new_ids(3) + engine.new_ids(1) + engine.new_ids(2)
+    assert len(set(ids)) == 6
+
+
+async def test_observer_hears_of_steps_and_stats() -> None:
+    async with started() as world:
+        sink = await world.ask(1, 2)
+        await sink.finished()
+        assert world.engine.stats is not None
+    assert [step.kind for step in world.observer.steps] == ["decode", "decode"]
+    assert world.observer.stats[-1].blocks_total == 100
+
+
+async def test_a_refusal_is_raised_with_its_reason() -> None:
+    async with started() as world:
+        with pytest.raises(Rejected) as refused:
+            await world.ask(Order.REFUSE)
+    assert (refused.value.code, refused.value.retry_after_s) == ("queue_full", 2.5)
+
+
+async def test_without_an_engine_nothing_is_accepted() -> None:
+    engine = SocketEngine(RecordingObserver())
+    engine.retry_after_s = 7.0
+    assert engine.ready is None
+    async with started() as world:
+        request = world.request(1)
+    with pytest.raises(EngineUnavailable) as refused:
+        await engine.submit(request, RecordingSink())
+    assert refused.value.retry_after_s == 7.0
+
+
+async def test_an_engine_that_does_not_answer_is_unavailable() -> None:
+    async with started() as world:
+        world.engine._answer_timeout_s = 0.01
+        with pytest.raises(EngineUnavailable, match="does not answer"):
+            await world.ask(Order.IGNORE)
+        assert await num_aborted(world) == 1
+
+
+async def test_an_aborted_request_hears_nothing_more() -> None:
+    async with started() as world:
+        sink = RecordingSink()
+        request = world.request(Order.LATE)
+        await world.engine.submit(request, sink)
+        world.engine.abort(request.seq_ids)
+        assert await num_aborted(world) == 1  # this made the engine answer the first one too
+    assert sink.outputs == []
+    assert sink.failures == []
+
+
+async def test_abort_is_idempotent_and_silent_about_what_has_ended() -> None:
+    async with started() as world:
+        sink = RecordingSink()
+        request = world.request(1)
+        await world.engine.submit(request, sink)
+        await sink.finished()
+        world.engine.abort(request.seq_ids)
+        world.engine.abort([*request.seq_ids, 999])
+        assert await num_aborted(world) == 0
+
+
+async def test_abort_before_acceptance_ends_the_wait() -> None:
+    async with started() as world:
+        request = world.request(Order.IGNORE, choices=2)
+        submission = asyncio.create_task(world.engine.submit(request, RecordingSink()))
+        await asyncio.sleep(0)  # it begins to wait
+        world.engine.abort(request.seq_ids)
+        await submission
+        assert await num_aborted(world) == 2
+
+
+async def test_a_cancelled_submission_is_aborted() -> None:
+    async with started() as world:
+        submission = asyncio.create_task(world.engine.submit(world.request(Order.IGNORE), RecordingSink()))
+        await asyncio.sleep(0)
+        submission.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submission
+        assert await num_aborted(world) == 1
+
+
+@pytest.mark.parametrize("order", [Order.DIE, Order.GARBAGE, Order.CLOSE, Order.FATAL])
+async def test_the_end_of_an_engine_fails_every_open_request_once(order: Order) -> None:
+    async with started() as world:
+        world.time.max_sleeps = 1  # no restart
+        waiting = await world.ask(Order.HANG, choices=2)
+        pending = asyncio.create_task(world.ask(Order.IGNORE))
+        await asyncio.sleep(0)
+        with suppress(EngineUnavailable):  # its acceptance may be lost in the same read as the garbage
+            await world.ask(order)
+        await waiting.failed()
+        with pytest.raises(EngineUnavailable):
+            await pending
+        assert world.engine.ready is None
+        assert world.observer.ups == [True, False]
+    assert len(waiting.failures) == 1
+
+
+async def test_a_request_accepted_in_the_engines_last_breath_is_failed_too() -> None:
+    """Acceptance and end come in one read, before submit() has a turn to return."""
+    engine = SocketEngine(RecordingObserver())
+    reader, writer, listener = asyncio.StreamReader(), UnconnectedWriter(), Listener(print, print)
+    reader.feed_data(encode_frame(READY))
+    conversation = asyncio.create_task(engine.converse(reader, cast(asyncio.StreamWriter, writer), listener))
+    await asyncio.sleep(0)
+    sink = RecordingSink()
+    submission = asyncio.create_task(engine.submit(Submit([1], [5], SamplingParams(8), [0]), sink))
+    await asyncio.sleep(0)
+    reader.feed_data(encode_frame(Accepted([1])) + encode_frame(Fatal("memory", "no memory left")))
+    with pytest.raises(EngineFailed, match="no memory left"):
+        await conversation
+    await submission
+    assert len(sink.failures) == 1
+
+
+async def test_an_engine_that_has_work_and_says_nothing_is_given_up() -> None:
+    async with started(silence_limit_s=0.02) as world:
+        world.time.max_sleeps = 1
+        sink = await world.ask(Order.HANG)
+        await sink.failed()
+
+
+async def test_an_idle_engine_may_be_silent() -> None:
+    async with started(silence_limit_s=0.005) as world:
+        silences = world.observer.changes
+        engine = world.engine
+        seen: list[int] = []
+        check = engine._check_silence
+
+        def count(horizon: int) -> None:
+            check(horizon)
+            seen.append(horizon)
+            silences.note()
+
+        engine._check_silence = count  # type: ignore[method-assign]
+        await silences.until(lambda: len(seen) > 3)
+        assert engine.ready is not None
+
+
+class UnconnectedWriter:
+    """As much of a StreamWriter as the client uses."""
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.sent = b""
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def abort(self) -> None:
+        pass
+
+
+async def num_aborted(world: World) -> int:
+    """As the engine counts the ids of Abort frames."""
+    sink = await world.ask(Order.LATE)
+    await world.ask(1)
+    await sink.finished()
+    return sink.tokens[0]

@@ -1,0 +1,161 @@
+"""Starting, watching, restarting and stopping engines that are real processes."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway import engine_process
+from gateway.client import EngineUnavailable
+from gateway.engine_socket import EngineFailed, SocketEngine
+from gateway.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
+from scheduler.protocol import EngineConfig, Progress
+from tests.fixtures.engines import RecordingObserver, World, started, world
+from tests.fixtures.fake_engine import Order
+
+
+async def die(each: World) -> None:
+    """Makes the engine end while it answers, and waits until the supervisor thinks about a restart."""
+    num_slept = len(each.time.slept)
+    sink = await each.ask(Order.DIE)
+    await sink.failed()
+    await each.time.changes.until(lambda: len(each.time.slept) > num_slept)
+
+
+async def up_again(each: World) -> None:
+    await each.observer.changes.until(lambda: each.engine.ready is not None)
+
+
+async def test_a_start_tells_its_progress_and_then_what_it_is() -> None:
+    async with world() as each:
+        await each.start()
+        assert each.engine.ready is not None
+        assert each.engine.ready.architecture == "Echo"
+    assert each.progress == [Progress("weights", 1, 2), Progress("weights", 2, 2)]
+    assert each.observer.ups == [True, False]
+
+
+async def test_the_configuration_reaches_the_engine_by_its_standard_input() -> None:
+    async with started() as each:
+        assert each.engine.ready is not None
+        assert each.engine.ready.max_seqs == 7
+
+
+async def test_a_crash_at_the_first_start_is_final_and_quotes_the_last_line() -> None:
+    async with world("crash", "ImportError: no torch") as each:
+        with pytest.raises(EngineFailed, match="the engine ended with code 5: ImportError: no torch"):
+            await each.start()
+    assert each.time.slept == []
+
+
+async def test_a_fatal_at_the_first_start_is_final_in_the_engines_own_words() -> None:
+    async with world("fatal", "model", "no tensor named lm_head") as each:
+        with pytest.raises(EngineFailed) as failed:
+            await each.start()
+    assert (failed.value.kind, failed.value.message) == ("model", "no tensor named lm_head")
+
+
+async def test_a_program_that_cannot_be_started_is_named() -> None:
+    setup = EngineSetup(EngineConfig(model="", format="dummy", socket_path=""), os.environ, ("/nowhere/engine",))
+    observer = RecordingObserver()
+    supervisor = Supervisor(setup, SocketEngine(observer), observer)
+    with pytest.raises(EngineFailed, match="cannot start the engine /nowhere/engine: No such file"):
+        await supervisor.start(print)
+    await supervisor.close()
+
+
+async def test_a_dead_engine_is_restarted_and_serves_again() -> None:
+    async with started() as each:
+        await die(each)
+        await up_again(each)
+        sink = await each.ask(1, 2)
+        await sink.finished()
+        assert sink.tokens == [1, 2]
+        assert each.observer.num_restarts == 1
+        assert each.observer.ups == [True, False, True]
+        assert len(each.progress) == 2  # bars are for the first start only
+
+
+async def test_the_cause_of_a_death_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with started() as each:
+        await die(each)
+    assert "the engine ended with code 3: RuntimeError: told to die" in caplog.messages
+
+
+async def test_failing_restarts_wait_twice_as_long_each_up_to_a_limit(tmp_path: Path) -> None:
+    async with world("crash-after", str(tmp_path / "mark"), backoff=Backoff(first_s=1, limit_s=3)) as each:
+        await each.start()
+        each.time.max_sleeps = 4
+        await die(each)
+        await each.time.changes.until(lambda: len(each.time.slept) == 4)
+        assert each.time.slept == [1, 2, 3, 3]
+        with pytest.raises(EngineUnavailable) as refused:
+            await each.ask(1)
+        assert refused.value.retry_after_s == 3
+
+
+@pytest.mark.parametrize(("healthy_for_s", "second_delay_s"), [(59, 2), (60, 1)])
+async def test_a_healthy_minute_forgives_earlier_failures(healthy_for_s: float, second_delay_s: float) -> None:
+    async with started(backoff=Backoff(first_s=1)) as each:
+        await die(each)
+        await up_again(each)
+        each.time.now += healthy_for_s
+        await die(each)
+    assert each.time.slept == [1, second_delay_s]
+
+
+async def test_close_ends_the_process_and_leaves_no_files() -> None:
+    async with started() as each:
+        process = each.supervisor._process
+        assert process is not None
+        folder = each.supervisor._folder
+        assert any(folder.iterdir())
+        await each.supervisor.close()
+        assert process._process.returncode is not None
+        assert not folder.exists()
+        await each.supervisor.close()
+
+
+async def test_an_engine_deaf_to_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "STOP_S", 0.01)
+    async with started("stubborn") as each:
+        process = each.supervisor._process
+        assert process is not None
+        await each.supervisor.close()
+        assert process._process.returncode == -9
+
+
+async def test_close_fails_what_is_open() -> None:
+    async with started() as each:
+        sink = await each.ask(Order.HANG)
+        await each.supervisor.close()
+    assert len(sink.failures) == 1
+
+
+async def test_close_before_start_is_harmless() -> None:
+    async with world() as each:
+        await each.supervisor.close()
+
+
+async def test_watch_outlives_engines_and_is_cancelled_alone() -> None:
+    async with started() as each:
+        watch = asyncio.ensure_future(each.supervisor.watch())
+        await die(each)
+        await up_again(each)
+        assert not watch.done()
+        watch.cancel()
+        await asyncio.wait({watch})
+        sink = await each.ask(3)
+        await sink.finished()
+
+
+async def test_the_socket_path_is_short_where_the_temporary_folder_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    long = tmp_path / ("x" * MAX_SOCKET_PATH)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    async with started() as each:
+        assert len(str(each.supervisor._folder)) < MAX_SOCKET_PATH
+    assert list(long.iterdir()) == []
