@@ -12,7 +12,7 @@ from scheduler.simulate import CostModel, Request, Simulation
 from scheduler.types import Limits, Phase, Rejected, SamplingParams, Sequence
 
 FAST = settings(
-    max_examples=120,
+    max_examples=400,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -80,6 +80,12 @@ class Engine(RuleBasedStateMachine):
             assert refusal.code in ("queue_full", "too_long", "never_fits")
             assert (refusal.retry_after_s is not None) == (refusal.code == "queue_full")
             assert self.sim.scheduler.stats().waiting == waiting
+
+    @precondition(lambda self: self.seqs)
+    @rule(data=st.data())
+    def submit_again(self, data: st.DataObject) -> None:
+        """The same prompt as before, which the cache may know."""
+        self.submit(data.draw(st.sampled_from(list(self.sim.traces.values()))).request)
 
     @precondition(lambda self: self.seqs)
     @rule(data=st.data())
@@ -197,7 +203,7 @@ Engine.TestCase.settings = FAST
 TestEngine = Engine.TestCase
 
 
-@settings(FAST, max_examples=60)
+@settings(FAST, max_examples=300)
 @given(
     workload=st.lists(st.tuples(requests, st.integers(0, 20)), min_size=1, max_size=8),
     limits=limits,
