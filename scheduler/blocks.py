@@ -184,15 +184,14 @@ class BlockPool:
 
     def check(self, tables: Sequence[Sequence[int]]) -> None:
         """`tables`: the blocks of every sequence that holds any. Raises RuntimeError on a broken invariant."""
+        # Only sums and counts: a large pool must not notice this when idle.
         num_references = sum(map(len, tables))
         held: set[int] = set().union(*tables)
-        free = {*self._fresh, *self._evictable}
-        numbers = f"{len(held)} held, {self.fenced} fenced, {self.free} free of {self.usable}"
-        if num_references != sum(self._refs) or any(self._refs[block] < 1 for block in held):
+        if num_references != sum(self._refs) or min(map(self._refs.__getitem__, held), default=1) < 1:
             raise RuntimeError(f"sequences hold {num_references} references, the pool knows {sum(self._refs)}")
-        if len(held) + self.fenced + self.free != self.usable or len(free) != self.free or held & free:
-            raise RuntimeError(f"blocks lost or in two places: {numbers}")
-        if any(block < NUM_RESERVED for block in held | free):
-            raise RuntimeError("a reserved block is in use")
-        if any(self._digests[block] != digest for digest, block in self._blocks.items()):
-            raise RuntimeError("the prefix map and the blocks disagree")
+        unheld = self.fenced + self.free
+        if len(held) + unheld != self.usable or self._refs.count(0) != unheld + NUM_RESERVED:
+            numbers = f"{len(held)} held, {self.fenced} fenced, {self.free} free of {self.usable}"
+            raise RuntimeError(f"blocks are lost, or in two places: {numbers}")
+        if self.total - self._digests.count(None) != len(self._blocks):
+            raise RuntimeError(f"{len(self._blocks)} digests are published, blocks know of another number")

@@ -89,8 +89,10 @@ class Scheduler:
         Raises Rejected: too_long, never_fits, queue_full.
         """
         ids = {seq.id for seq in seqs}
-        if len(ids) != len(seqs) or not ids.isdisjoint(self._live) or not all(seq.tokens for seq in seqs):
-            raise ValueError(f"sequence ids {sorted(ids)} are not new, or a prompt is empty")
+        if len(ids) != len(seqs) or not ids.isdisjoint(self._live):
+            raise ValueError(f"sequence ids {sorted(ids)} are not new")
+        if any(not 0 < seq.prompt_len == len(seq.tokens) for seq in seqs):
+            raise ValueError(f"a prompt of sequences {sorted(ids)} is empty, or not all they have")
         self._refuse_impossible(seqs)
         self._refuse_when_full(seqs)
         if not self.limits.prefix_caching:
@@ -267,7 +269,7 @@ class Scheduler:
         if seq.admitted is None:
             seq.admitted = self._clock()
             seq.cached_at_admit = seq.computed
-            self._counters.prefix_queries += len(seq.tokens)
+            self._counters.prefix_queries += len(seq.tokens) if seq.cacheable else 0
             self._counters.prefix_hits += seq.computed
             for follower in self._queue.parked(seq.id):
                 follower.deadline = None  # its request has got in: it does not expire by halves

@@ -12,7 +12,7 @@ from scheduler.simulate import CostModel, Request, Simulation
 from scheduler.types import Limits, Phase, Rejected, SamplingParams, Sequence
 
 FAST = settings(
-    max_examples=400,
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
@@ -203,7 +203,7 @@ Engine.TestCase.settings = FAST
 TestEngine = Engine.TestCase
 
 
-@settings(FAST, max_examples=300)
+@settings(FAST, max_examples=150)
 @given(
     workload=st.lists(st.tuples(requests, st.integers(0, 20)), min_size=1, max_size=8),
     limits=limits,
