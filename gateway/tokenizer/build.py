@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import regex
@@ -12,7 +13,7 @@ from gateway.errors import ModelError
 from gateway.tokenizer import hf_json
 from gateway.tokenizer.bpe import BpeModel, Merge
 from gateway.tokenizer.bpe_tokenizer import BpeParts, BpeTokenizer
-from gateway.tokenizer.bytelevel import from_spelling
+from gateway.tokenizer.bytelevel import from_spelling, spelling
 from gateway.tokenizer.gguf_header import Metadata, Value, read_metadata
 from gateway.tokenizer.pretok import (
     GGUF_FAMILIES,
@@ -40,47 +41,45 @@ def load_from_gguf(path: Path, metadata: Metadata | None = None) -> BpeTokenizer
     family = gguf_family(path, metadata)
     tokens = _strings(path, metadata, "tokenizer.ggml.tokens")
     kinds = _kinds(path, metadata, len(tokens))
-    vocab = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _NORMAL}
+    kinded = list(enumerate(zip(tokens, kinds, strict=True)))
     added = [
         AddedToken(id, token, special=kind != _USER_DEFINED)
-        for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        for id, (token, kind) in kinded
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
     ]
-    merges = _merges(
-        str(path), (_pair(str(path), merge) for merge in _strings(path, metadata, "tokenizer.ggml.merges"))
-    )
-    model = BpeModel(_ids(vocab), _checked_merges(str(path), merges, vocab), ignore_merges=family.ignore_merges)
-    normalize = nfc if family.nfc else _unchanged
+    # Tokens of a user's are stored as they read; merges may make them too, as they are spelled.
+    vocab = {spelling(token.content.encode()): token.id for token in added if not token.special}
+    vocab |= {token: id for id, (token, kind) in kinded if kind == _NORMAL}
+    merges = [_pair(str(path), merge) for merge in _strings(path, metadata, "tokenizer.ggml.merges")]
     return BpeTokenizer(
-        BpeParts(model, Pretokenizer(family.stages), normalize, added, _token_bytes(vocab, added, len(tokens)))
+        BpeParts(
+            model=_bpe_model(str(path), vocab, merges, added, ignore_merges=family.ignore_merges),
+            pretokenizer=Pretokenizer(family.stages),
+            normalize=nfc if family.nfc else _unchanged,
+            added=added,
+            token_bytes=_token_bytes(vocab, added, len(tokens)),
+        )
     )
 
 
 def load_from_folder(path: Path, vocab_size: int = 0) -> BpeTokenizer:
     """The tokenizer of a folder with tokenizer.json, with at least `vocab_size` ids. Raises ModelError."""
-    file = path / "tokenizer.json"
-    root = hf_json.read(file, hf_json.TokenizerJson)
-    where = str(file)
+    where = str(path / "tokenizer.json")
+    root = hf_json.read(path / "tokenizer.json", hf_json.TokenizerJson)
     model = _bpe_json(where, root)
     added = [_added_token(token, model.vocab) for token in root.added_tokens if token.content]
-    control = {token.content for token in added if token.special}
-    vocab = {token: id for token, id in model.vocab.items() if token not in control}
-    # A merge that spells a control token would let plain text become one.
-    merges = [merge for merge in _merges(where, model.merges) if "".join(merge) not in control]
-    unknown = model.unk_token
-    if unknown is not None and unknown not in model.vocab:
-        raise ModelError(f"{where}: the unknown token {unknown!r} is not in the vocabulary")
-    bpe = BpeModel(
-        _ids(vocab),
-        _checked_merges(where, merges, vocab),
-        model.ignore_merges,
-        None if unknown is None else model.vocab[unknown],
-        model.fuse_unk,
+    merges = [_pair(where, merge) if isinstance(merge, str) else merge for merge in model.merges]
+    size = max(vocab_size, _size(where, [*model.vocab.values(), *(token.id for token in added)]))
+    bpe = _bpe_model(where, model.vocab, merges, added, ignore_merges=model.ignore_merges)
+    return BpeTokenizer(
+        BpeParts(
+            model=replace(bpe, unknown_id=_unknown_id(where, model), fuse_unknown=model.fuse_unk),
+            pretokenizer=Pretokenizer(tuple(_stages(where, root.pre_tokenizer))),
+            normalize=_normalizer(where, root),
+            added=added,
+            token_bytes=_token_bytes(model.vocab, added, size),
+        )
     )
-    size = _size(where, [*model.vocab.values(), *(token.id for token in added), vocab_size - 1])
-    stages = tuple(_stages(where, root.pre_tokenizer))
-    tokens = _token_bytes(model.vocab, added, size)
-    return BpeTokenizer(BpeParts(bpe, Pretokenizer(stages), _normalizer(where, root), added, tokens))
 
 
 def gguf_family(path: Path, metadata: Metadata) -> Family:
@@ -142,6 +141,14 @@ def _added_token(token: hf_json.AddedTokenJson, vocab: Mapping[str, int]) -> Add
     )
 
 
+def _unknown_id(where: str, model: hf_json.BpeJson) -> int | None:
+    if model.unk_token is None:
+        return None
+    if model.unk_token not in model.vocab:
+        raise ModelError(f"{where}: the unknown token {model.unk_token!r} is not in the vocabulary")
+    return model.vocab[model.unk_token]
+
+
 def _normalizer(where: str, root: hf_json.TokenizerJson) -> Callable[[str], str]:
     part = hf_json.decode(root.normalizer, hf_json.NormalizerJson | None, f"{where}: normalizer")  # type: ignore[arg-type]
     return nfc if _has_nfc(part) else _unchanged
@@ -189,13 +196,10 @@ def _stage(where: str, part: hf_json.PretokenizerJson) -> Iterator[Stage]:
 
 
 def _cut(where: str, part: hf_json.SplitJson) -> Cut:
-    if part.pattern.Regex is None:
-        pattern = regex.compile(regex.escape(part.pattern.String or ""))
-    else:
-        try:
-            pattern = checked(part.pattern.Regex)
-        except UnsureOfPattern as error:
-            raise ModelError(f"{where}: the pattern {part.pattern.Regex!r} is not supported") from error
+    try:
+        pattern = checked(part.pattern.Regex or regex.escape(part.pattern.String or ""))
+    except UnsureOfPattern as error:
+        raise ModelError(f"{where}: the pattern {part.pattern.Regex!r} is not supported") from error
     if part.behavior == "Isolated":
         return Cut(pattern)
     return Cut(pattern, keep_matches=part.invert, keep_between=not part.invert)
@@ -211,28 +215,34 @@ def _pair(where: str, merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _merges(where: str, merges: Iterable[str | tuple[str, str]]) -> list[tuple[str, str]]:
-    return [_pair(where, merge) if isinstance(merge, str) else merge for merge in merges]
+def _bpe_model(
+    where: str,
+    vocab: Mapping[str, int],
+    merges: Iterable[tuple[str, str]],
+    added: Iterable[AddedToken],
+    *,
+    ignore_merges: bool,
+) -> BpeModel:
+    """Without control tokens: no text, and no merge, becomes one. Single bytes stay, whatever else they are."""
+    control = {token.content for token in added if token.special and len(token.content) > 1}
+    spelled = {token: data for token in vocab if token not in control and (data := from_spelling(token))}
+    kept = ((left, right) for left, right in merges if control.isdisjoint((left, right, left + right)))
+    return BpeModel(
+        ids={data: vocab[token] for token, data in spelled.items()},
+        merges=list(_spelled_merges(where, kept, spelled)),
+        ignore_merges=ignore_merges,
+    )
 
 
-def _checked_merges(where: str, merges: Sequence[tuple[str, str]], vocab: Mapping[str, int]) -> list[Merge]:
-    found: list[Merge] = []
+def _spelled_merges(where: str, merges: Iterable[tuple[str, str]], spelled: Mapping[str, bytes]) -> Iterator[Merge]:
     for left, right in merges:
-        for token in (left, right, left + right):
-            if token not in vocab:
-                raise ModelError(f"{where}: the merge {left!r} + {right!r} needs {token!r}, which is no token")
-        pair = from_spelling(left), from_spelling(right)
-        if pair[0] is None or pair[1] is None:
+        pair = spelled.get(left), spelled.get(right)
+        if pair[0] is None or pair[1] is None or left + right not in spelled:
             raise ModelError(
-                f"{where}: the merge {left!r} + {right!r} is not byte-level; only byte-level BPE is supported"
+                f"{where}: the merge {left!r} + {right!r} is not of byte-level tokens in the vocabulary;"
+                " only byte-level BPE is supported"
             )
-        found.append((pair[0], pair[1]))
-    return found
-
-
-def _ids(vocab: Mapping[str, int]) -> dict[bytes, int]:
-    spelled = ((from_spelling(token), id) for token, id in vocab.items())
-    return {token: id for token, id in spelled if token}
+        yield pair[0], pair[1]
 
 
 def _token_bytes(vocab: Mapping[str, int], added: Iterable[AddedToken], size: int) -> list[bytes]:
@@ -246,6 +256,7 @@ def _token_bytes(vocab: Mapping[str, int], added: Iterable[AddedToken], size: in
 
 
 def _size(where: str, ids: Sequence[int]) -> int:
-    if min(ids) < -1 or max(ids) > _MAX_ID:
-        raise ModelError(f"{where}: token ids reach from {min(ids)} to {max(ids)}")
-    return max(ids) + 1
+    lowest, highest = min(ids, default=0), max(ids, default=-1)
+    if lowest < 0 or highest > _MAX_ID:
+        raise ModelError(f"{where}: token ids reach from {lowest} to {highest}")
+    return highest + 1

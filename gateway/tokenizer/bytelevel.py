@@ -11,6 +11,11 @@ def _alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _alphabet()
+_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+
+
+def spelling(data: bytes) -> str:
+    return "".join(map(_CHARACTER_OF.__getitem__, data))
 
 
 def from_spelling(token: str) -> bytes | None:

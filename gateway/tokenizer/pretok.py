@@ -34,12 +34,14 @@ TEKKEN = (
 # Rust's idea of a numeric character, which is one Unicode version ahead of the library's regular expressions.
 _NUMERIC = r"(?V1)[\p{N}--[\U0001246F\U00012475-\U0001247F\U00012550-\U00012686]]"
 
-# What Oniguruma and `regex` read alike, or else the pattern is refused: plain escapes; anchors and && mean different
-# things, classes inside classes too, and {n}+ is possessive in one of them only.
-_CLASS = regex.compile(r"\[\^?(?:\\.|[^\]\\])*+\]")
-_DOUBTFUL_ESCAPE = regex.compile(r"(?:\\[^A-Za-z0-9]|[^\\])*+\\(?![pPsSdDrnt])")
-_DOUBTFUL = regex.compile(r"(?<!\\)[$^]|\}\+")
-_DOUBTFUL_CLASS = regex.compile(r"&&|(?<!\\)\[")
+# What Oniguruma and `regex` read alike, or else the pattern is refused: few escapes; no anchors, which mean lines in
+# one and the text in the other; no classes in classes, nor operations on them; no {n}+, possessive in only one of them.
+_ESCAPE = regex.compile(r"\\(.)", regex.DOTALL)
+_KNOWN_ESCAPES = frozenset("pPsSdDrnt")
+_CLASS = regex.compile(r"\[\^?([^\]]+)\]")
+_DOUBTFUL_IN_CLASSES = ("[", "&&")
+_DOUBTFUL_CLASSES = ("[]", "[^]")
+_DOUBTFUL = regex.compile(r"[$^]|\{[\d,]+\}\+")
 
 
 class Stage(Protocol):
@@ -110,9 +112,17 @@ def digits(*, individual: bool) -> Cut:
 
 def checked(pattern: str) -> regex.Pattern[str]:
     """A foreign pattern, compiled. Raises UnsureOfPattern."""
-    outside = _CLASS.sub("", pattern)
-    inside = "".join(found[1:-1] for found in _CLASS.findall(pattern))
-    if _DOUBTFUL_ESCAPE.match(pattern) or _DOUBTFUL.search(outside) or _DOUBTFUL_CLASS.search(inside):
+    escaped = set(_ESCAPE.findall(pattern))
+    bare = _ESCAPE.sub("e", pattern)
+    classes = "\n".join(_CLASS.findall(bare))
+    doubtful = (
+        not pattern,
+        any(character.isalnum() for character in escaped - _KNOWN_ESCAPES),
+        any(part in classes for part in _DOUBTFUL_IN_CLASSES),
+        any(part in bare for part in _DOUBTFUL_CLASSES),
+        _DOUBTFUL.search(_CLASS.sub("c", bare)),
+    )
+    if any(doubtful):
         raise UnsureOfPattern(pattern)
     try:
         return regex.compile(pattern)
