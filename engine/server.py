@@ -85,14 +85,26 @@ class Server:
         self._arrived.set()
 
     def send(self, connection: int, message: FromEngine) -> None:
-        """Queues a frame. A connection that is gone hears nothing, and that is no error."""
+        """Sends a frame, or queues what the socket does not take at once. A connection that is gone hears nothing, and
+        that is no error."""
         frame = encode_frame(message)
         with self._lock:
             peer = self._connections.get(connection)
             if peer is None:
                 return
-            peer.unsent += frame
+            peer.unsent += frame[self._send_now(peer, frame) :]
+            if not peer.unsent:
+                return
         self._wake_io()
+
+    def _send_now(self, peer: _Connection, frame: bytes) -> int:
+        """Bytes that the socket took, which spares the way over the I/O thread."""
+        if peer.unsent:
+            return 0  # after what is queued
+        try:
+            return peer.sock.send(frame)
+        except OSError:
+            return 0  # full, or broken: the I/O thread finds out which
 
     def broadcast(self, message: FromEngine) -> None:
         """To every gateway, and remembered for those that connect later."""
@@ -118,6 +130,7 @@ class Server:
         self._stopping = True
         self._wake_io()
         self._thread.join(seconds)
+        self._waker.close()
 
     def _wake_io(self) -> None:
         try:
@@ -142,7 +155,9 @@ class Server:
             self._arm_writes(selector)
         for connection in self.connections:
             self._drop(selector, self._connections[connection], "the engine stops")
+        selector.close()
         self._listener.close()
+        self._wakened.close()
 
     def _all_sent(self) -> bool:
         with self._lock:

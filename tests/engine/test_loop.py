@@ -1,0 +1,219 @@
+"""The step loop with a scripted server and a toy executor: who hears what, and what a failing step costs."""
+
+from collections import deque
+
+import pytest
+
+from engine.loop import Loop, StepsFail
+from engine.server import Gone
+from scheduler.blocks import BlockPool
+from scheduler.plan import StepPlan, StepResult
+from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Rejection, Submit
+from scheduler.scheduler import Scheduler
+from scheduler.types import Limits, SamplingParams
+
+VOCAB = 50
+
+
+class FakeServer:
+    """Holds what the gateways sent, and records what they are sent."""
+
+    def __init__(self) -> None:
+        self.inbox: deque[tuple[int, Submit | Abort | Gone]] = deque()
+        self.during_step: list[tuple[int, Abort | Gone]] = []
+        self.sent: list[tuple[int, FromEngine]] = []
+        self.connections = [1, 2]
+
+    def take(self) -> list[tuple[int, Submit | Abort | Gone]]:
+        return [self.inbox.popleft() for _ in range(len(self.inbox))]
+
+    def take_aborts(self) -> list[tuple[int, Abort | Gone]]:
+        taken, self.during_step = self.during_step, []
+        return taken
+
+    def send(self, connection: int, message: FromEngine) -> None:
+        self.sent.append((connection, message))
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def outputs(self, connection: int) -> list[Output]:
+        frames = [message for to, message in self.sent if to == connection]
+        return [output for frame in frames if isinstance(frame, Outputs) for output in frame.outputs]
+
+
+class Counting:
+    """Samples 10, 11, 12, ... in every row; raises while `broken`."""
+
+    def __init__(self) -> None:
+        self.broken = 0
+        self.steps = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.steps += 1
+        if self.broken:
+            self.broken -= 1
+            raise RuntimeError("the device is on fire")
+        count = sum(work.sample for work in plan.works)
+        return StepResult([10 + self.steps] * count, [None] * count)
+
+
+class World:
+    def __init__(self, **limits: int) -> None:
+        self.server, self.runner, self.now = FakeServer(), Counting(), 0.0
+        sizes = {"max_seqs": 4, "max_step_tokens": 32, "max_model_len": 64, "block_size": 4, **limits}
+        self.scheduler = Scheduler(Limits(**sizes), BlockPool(40, 4), lambda: self.now)
+        self.loop = Loop(self.scheduler, self.runner, self.server, VOCAB, lambda: self.now)  # type: ignore[arg-type]
+
+    def submit(self, seq_id: int, connection: int = 1, *, prompt: list[int] | None = None, **more: object) -> None:
+        params = SamplingParams(max_tokens=3)
+        seq_ids = [seq_id]
+        message = Submit(seq_ids, prompt or [1, 2, 3], params, [0], **more)  # type: ignore[arg-type]
+        self.server.inbox.append((connection, message))
+
+    def turn(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.loop.turn()
+            self.scheduler.check()
+
+
+def test_a_request_is_accepted_then_answered_to_its_own_gateway() -> None:
+    world = World()
+    world.submit(5, connection=2)
+    world.turn(4)
+    assert world.server.sent[0] == (2, Accepted([5]))
+    outputs = world.server.outputs(2)
+    assert [(o.seq_id, o.tokens, o.finish) for o in outputs] == [(5, [11], None), (5, [12], None), (5, [13], "length")]
+    assert outputs[0].first is not None
+    assert world.server.outputs(1) == []
+
+
+def test_each_step_is_recorded_once_however_many_gateways_there_are() -> None:
+    world = World()
+    world.submit(1, connection=1)
+    world.submit(1, connection=2)
+    world.turn(3)
+    records = [m.step for _, m in world.server.sent if isinstance(m, Outputs) and m.step is not None]
+    assert [(r.kind, r.num_seqs, r.num_tokens) for r in records] == [
+        ("prefill", 2, 6),
+        ("decode", 2, 2),
+        ("decode", 2, 2),
+    ]
+
+
+def test_the_same_id_from_two_gateways_means_two_sequences() -> None:
+    world = World()
+    world.submit(1, connection=1)
+    world.submit(1, connection=2)
+    world.turn(1)
+    world.server.inbox.append((1, Abort([1])))
+    world.turn(2)
+    assert [o.finish for o in world.server.outputs(1)] == [None]
+    assert [o.finish for o in world.server.outputs(2)] == [None, None, "length"]
+
+
+def test_choices_of_one_request_get_their_own_seeds() -> None:
+    world = World()
+    world.server.inbox.append((1, Submit([1, 2], [3], SamplingParams(max_tokens=1), [100, 200])))
+    seeds: list[int] = []
+    execute = world.runner.execute
+    world.runner.execute = lambda plan: (seeds.extend(a.params.seed for a in plan.admits), execute(plan))[1]  # type: ignore[method-assign]
+    world.turn(3)
+    assert seeds == [100, 200]
+
+
+def test_what_is_cancelled_during_a_step_is_gone_when_it_ends() -> None:
+    world = World()
+    world.submit(1)
+    world.submit(2)
+    world.turn(1)
+    world.server.during_step = [(1, Abort([1]))]
+    world.turn(1)
+    assert [o.seq_id for o in world.server.outputs(1)] == [1, 2, 2]
+    assert world.scheduler.stats().running == 1
+
+
+def test_a_gateway_that_leaves_takes_its_sequences_with_it() -> None:
+    world = World()
+    world.submit(1, connection=1)
+    world.submit(1, connection=2)
+    world.turn(1)
+    world.server.inbox.append((1, Gone()))
+    world.server.connections = [2]
+    world.turn(3)
+    stats = world.scheduler.stats()
+    assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+    assert world.server.outputs(2)[-1].finish == "length"
+
+
+def test_a_failed_step_ends_its_sequences_and_nobody_elses() -> None:
+    world = World()
+    world.submit(1)
+    world.turn(1)
+    world.runner.broken = 1
+    world.turn(1)
+    world.submit(2)
+    world.turn(3)
+    assert [(o.seq_id, o.finish) for o in world.server.outputs(1)] == [
+        (1, None),
+        (1, "error"),
+        (2, None),
+        (2, None),
+        (2, "length"),
+    ]
+    assert world.scheduler.stats().failed_steps == 1
+
+
+def test_the_engine_gives_up_when_step_after_step_fails() -> None:
+    world = World()
+    world.runner.broken = 3
+    for seq_id in range(2):
+        world.submit(seq_id)
+        world.turn(1)
+    world.submit(9)
+    with pytest.raises(StepsFail, match="3 steps in a row"):
+        world.turn(1)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Submit([1], [VOCAB], SamplingParams(max_tokens=1), [0]), "0 .. 49"),
+        (Submit([1], [-1], SamplingParams(max_tokens=1), [0]), "0 .. 49"),
+        (Submit([1], [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB, 1.0),)), [0]), "0 .. 49"),
+        (Submit([1], [], SamplingParams(max_tokens=1), [0]), "empty"),
+        (Submit([1], [1], SamplingParams(max_tokens=1), []), "one seed for each"),
+    ],
+)
+def test_what_would_break_a_step_is_refused(message: Submit, words: str) -> None:
+    world = World()
+    world.server.inbox.append((1, message))
+    world.turn(1)
+    [(_, answer)] = world.server.sent
+    assert isinstance(answer, Rejection)
+    assert answer.code == "invalid"
+    assert words in answer.message
+    assert world.runner.steps == 0
+
+
+def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
+    world = World(max_waiting=1)
+    for seq_id in range(3):
+        world.submit(seq_id)
+    world.turn(1)
+    rejections = [m for _, m in world.server.sent if isinstance(m, Rejection)]
+    assert [(r.seq_ids, r.code) for r in rejections] == [([1], "queue_full"), ([2], "queue_full")]
+    assert all(r.retry_after_s is not None and r.retry_after_s >= 1 for r in rejections)
+
+
+def test_who_waits_too_long_is_told_so() -> None:
+    world = World(max_seqs=1)
+    world.submit(1)
+    world.submit(2, max_wait_s=5.0)
+    world.turn(1)
+    world.now = 6.0
+    world.turn(1)
+    assert [(o.seq_id, o.finish) for o in world.server.outputs(1)] == [(1, None), (2, "expired"), (1, None)]
