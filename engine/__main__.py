@@ -68,7 +68,8 @@ def _give_up(server: Server, fatal: Fatal) -> int:
 
 
 def _stop_with_parent(stop: Callable[[], None]) -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin: a thread that holds its lock makes the interpreter abort when it shuts down.
+    while os.read(0, 4096):
         pass
     stop()
     threading.Event().wait(STEP_S)

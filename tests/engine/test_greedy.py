@@ -60,8 +60,8 @@ def prompts(gguf_path: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def answers(model: Loaded, prompts: list[list[int]]) -> list[list[int]]:
-    """Each prompt served alone, in a cache of its own."""
-    return [Harness(model, num_blocks=200).generate([prompt], NEW_TOKENS, temperature=0.0)[0] for prompt in prompts]
+    """All prompts served together, in a cache of their own: what test_equal_transformers proves right."""
+    return Harness(model).generate(prompts, NEW_TOKENS, temperature=0.0)
 
 
 def test_equal_transformers(gguf_path: Path, prompts: list[list[int]], answers: list[list[int]]) -> None:
@@ -70,6 +70,13 @@ def test_equal_transformers(gguf_path: Path, prompts: list[list[int]], answers: 
     for prompt, answer in zip(prompts, answers, strict=True):
         assert len(answer) == NEW_TOKENS
         assert answer == greedy_choices(theirs, prompt + answer, NEW_TOKENS)
+
+
+def test_equal_alone(model: Loaded, prompts: list[list[int]], answers: list[list[int]]) -> None:
+    for index in (0, 6, len(prompts) - 1):
+        assert Harness(model, num_blocks=200).generate([prompts[index]], NEW_TOKENS, temperature=0.0) == [
+            answers[index]
+        ]
 
 
 def test_equal_among_random_neighbours(model: Loaded, prompts: list[list[int]], answers: list[list[int]]) -> None:
@@ -102,12 +109,10 @@ def test_equal_with_forced_preemption(model: Loaded, prompts: list[list[int]], a
 
 
 def test_equal_with_chunks_of_16(model: Loaded, prompts: list[list[int]], answers: list[list[int]]) -> None:
-    limits = Limits(max_seqs=16, max_step_tokens=16, max_model_len=2048, block_size=16, prefix_caching=False)
-    short = [index for index, prompt in enumerate(prompts) if len(prompt) < 400]
-    chosen = [*short[:10], len(prompts) - 1]
+    limits = Limits(max_seqs=32, max_step_tokens=16, max_model_len=2048, block_size=16)
     harness = Harness(model, limits)
-    assert harness.generate([prompts[i] for i in chosen], NEW_TOKENS, temperature=0.0) == [answers[i] for i in chosen]
-    assert max(plan.num_tokens for plan in harness.plans) <= 16
+    assert harness.generate(prompts, NEW_TOKENS, temperature=0.0) == answers
+    assert max(work.count for plan in harness.plans for work in plan.works) == 16
 
 
 def test_equal_on_the_portable_path(model: Loaded, prompts: list[list[int]], answers: list[list[int]]) -> None:

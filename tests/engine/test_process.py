@@ -117,7 +117,7 @@ def test_sigterm_ends_it_with_code_0_and_sigint_does_nothing(engine: Engine) -> 
         ({"architectures": ["Foo"]}, {}, "model", "architecture Foo is not supported"),
         ({}, {"device": "cuda:9"}, "model", "device 'cuda:9' is not there"),
         ({}, {"kv_cache_bytes": 1000}, "memory", "--kv-cache-memory"),
-        ({}, {"kv_cache_bytes": 1 << 18, "max_model_len": 128, "block_size": 512}, "memory", "--max-model-len"),
+        ({}, {"kv_cache_bytes": 1 << 15, "max_model_len": 128}, "memory", "--max-model-len"),
     ],
 )
 def test_it_says_in_one_line_why_it_cannot_start(
