@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ CONNECT_LIMIT_S = 300.0  # importing torch from a cold disk takes long
 LAST_WORDS_S = 1.0
 STOP_S = 5.0
 KILL_S = 5.0
+
+LOG_LINE = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: (?P<message>.*)")
 
 log = logging.getLogger("headrace.engine")
 
@@ -123,7 +126,16 @@ class EngineProcess:
         text = line.decode(errors="replace").rstrip()
         if text:
             self.lines.append(text)
-            log.info("%s", text)
+            _relay(text)
+
+
+def _relay(text: str) -> None:
+    """Its log lines keep their level; anything else it prints is information."""
+    match = LOG_LINE.fullmatch(text)
+    if match:
+        log.log(logging.getLevelNamesMapping()[match["level"]], "%s", match["message"])
+    else:
+        log.info("%s", text)
 
 
 def _ending(returncode: int) -> str:

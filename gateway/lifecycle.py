@@ -99,6 +99,7 @@ def hypercorn_config(listener: socket.socket) -> HypercornConfig:
     config.bind = [f"fd://{listener.detach()}"]
     config.accesslog = None
     config.errorlog = log.getChild("hypercorn")
+    config.errorlog.setLevel(logging.WARNING)  # our own summary says where we listen
     config.include_server_header = False
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
     config.keep_alive_timeout = KEEP_ALIVE_S
@@ -182,4 +183,7 @@ async def end_stragglers() -> None:
             return
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=STRAGGLER_S)
+        done, _ = await asyncio.wait(tasks, timeout=STRAGGLER_S)
+        for task in done:
+            if not task.cancelled() and task.exception() is not None:
+                log.debug("%s ended with %r", task.get_name(), task.exception())

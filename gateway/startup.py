@@ -118,6 +118,7 @@ def curl_line(started: Started) -> str:
     if started.has_chat:
         path = "/v1/chat/completions"
         body["messages"] = [{"role": "user", "content": "What is the capital of France?"}]
+        body |= {"max_tokens": 64, "temperature": 0}
     else:
         path = "/v1/completions"
         body |= {"prompt": "The capital of France is", "max_tokens": 16}
