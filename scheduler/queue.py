@@ -90,5 +90,5 @@ class WaitingQueue:
         parked = [seq for seqs in self._parked.values() for seq in seqs]
         if self.num_parked != len(parked) or any(seq.leader is None or seq not in self._tokens for seq in parked):
             raise RuntimeError(f"the queue counts {self.num_parked} parked sequences, holds {len(parked)}")
-        if any(seq.phase is not Phase.WAITING or seq.blocks or seq.slot >= 0 for seq in self._tokens):
+        if any(seq.phase is not Phase.WAITING or seq.blocks or seq.computed or seq.slot >= 0 for seq in self._tokens):
             raise RuntimeError("a sequence in the queue is not waiting, or holds something")

@@ -96,6 +96,47 @@ def test_followers_start_after_the_commit_of_their_leaders_prompt(sim: Sim, ask:
     assert launched(world) == [(0, 10, 1), (1, 8, 1)]
 
 
+def test_a_victim_returns_after_the_commit_of_its_last_token(sim: Sim, ask: Ask) -> None:
+    """Three in flight: blocks are free for the victim while its second token is still to come."""
+    world = sim(depth=3, num_blocks=2 + 4)
+    for first in (10, 20):
+        text, _ = world.model.generate([first, 1, 2], ask(1, seed=first // 10 - 1).params, 99)
+        world.submit(ask([first, 1, 2], stop_ids=(text[0],)))
+    world.submit(ask([30]))
+    world.submit(ask([40]))
+    world.launch()
+    world.scheduler.abort(3)
+    assert launched(world) == [(0, 3, 1), (1, 3, 1), (2, 1, 1)]
+    assert world.launch() is None  # 0 and 1 need a block each, and only 3 has left one: 2 is preempted
+    assert [event.finish for event in world.land()] == ["stop", "stop", None]
+    assert world.launch() is None
+    world.land()
+    assert launched(world) == [(2, 0, 3)]
+    world.drain()
+    assert world.traces[2].tokens == world.model.generate([30], ask(1, seed=2).params, 99)[0]
+
+
+def test_a_victim_that_has_returned_publishes_nothing_of_its_old_row(sim: Sim, ask: Ask) -> None:
+    world = sim(depth=3, num_blocks=2 + 10, chunk_cap=4)
+    for i in range(4):
+        text, _ = world.model.generate([i, 1, 2], ask(1, seed=i).params, 99)
+        world.submit(ask([i, 1, 2], stop_ids=(text[0],)))
+    (gone,) = world.submit(ask([50 + i for i in range(9)]))
+    (victim,) = world.submit(ask([70 + i for i in range(9)], priority=1))
+    world.submit(ask([90], priority=2))  # waits, so that prompts are cut
+    world.launch()
+    world.scheduler.abort(gone.id)
+    assert launched(world)[-1] == (victim.id, 4, 4)
+    assert world.launch() is None  # four need a block, three are on their way: the victim gives up its own
+    world.land()
+    assert launched(world)[0] == (victim.id, 0, 4)  # in another row, while its old one is in flight
+    world.land()
+    world.scheduler._hasher.extend(victim, 2)
+    assert [world.pool.find(digest) for digest in victim.hashes] == [None, None]
+    world.drain()
+    assert world.traces[victim.id].tokens == world.model.generate(victim.tokens[:9], victim.params, 99)[0]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("num_blocks", [10, 14, 60])
 def test_the_texts_do_not_depend_on_the_depth(sim: Sim, ask: Ask, depth: int, num_blocks: int) -> None:

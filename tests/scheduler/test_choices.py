@@ -106,9 +106,10 @@ def test_followers_go_on_when_their_leader_is_preempted(sim: Sim, ask: Ask) -> N
     world.submit(ask([7, 8, 9], max_tokens=20))
     rows(world)
     rows(world)
-    world.submit(ask(20, num_choices=3))
-    while not world.scheduler.stats().preemptions:
-        rows(world)
+    world.submit(ask(20, num_choices=3, priority=1))
+    assert [rows(world)[-1] for _ in range(4)] == [(1, 0, 4), (1, 4, 4), (1, 8, 4), (1, 12, 4)]
+    assert world.scheduler._queue.num_parked == 2
+    assert rows(world) == [(0, 8, 1)]
     assert world.scheduler._queue.num_parked == 0
     leaderless(world)
 
