@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, ReaderTensor
-from gguf.quants import dequantize
 from torch import Tensor
 
 from engine.errors import ModelRefused
+from engine.loaders.gguf_file import GgufFile
 from engine.models.spec import ModelSpec, RopeScaling
 
 # Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
@@ -44,60 +42,44 @@ SMOLLM3_NOPE_STEP = 4  # every fourth layer of SmolLM3 has no rope; the file doe
 
 class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OSError, struct.error, UnicodeDecodeError) as error:
-            raise ModelRefused(f"{path.name} cannot be read as GGUF, it may be truncated ({error})") from None
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self._check_complete()
-        self.spec = _spec(_Metadata(self._reader), self._tensors)
-        factors = self._tensors.get(ROPE_FACTORS)
-        self.rope_factors = None if factors is None else _dequantised(factors)
+        self._file = GgufFile(path)
+        self.spec = _spec(_Metadata(self._file), self._file)
+        self.rope_factors = self._read(ROPE_FACTORS) if ROPE_FACTORS in self._file.tensors else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        interleaved = ARCHITECTURES[_Metadata(self._reader).architecture]["interleaved"]
-        for tensor in self._reader.tensors:
-            values = _dequantised(tensor)
-            if interleaved and tensor.name.endswith((".attn_q.weight", ".attn_q.bias")):
+        interleaved = ARCHITECTURES[_Metadata(self._file).architecture]["interleaved"]
+        for name in self._file.tensors:
+            values = self._read(name)
+            if interleaved and name.endswith((".attn_q.weight", ".attn_q.bias")):
                 values = half_split(values, self.spec.num_heads)
-            elif interleaved and tensor.name.endswith((".attn_k.weight", ".attn_k.bias")):
+            elif interleaved and name.endswith((".attn_k.weight", ".attn_k.bias")):
                 values = half_split(values, self.spec.num_kv_heads)
-            yield hf_name(tensor.name), values
+            yield hf_name(name), values
 
     def ignores(self, name: str) -> bool:
         return name == ROPE_FACTORS
 
-    def _check_complete(self) -> None:
-        size = self._path.stat().st_size
-        for tensor in self._reader.tensors:
-            end = int(tensor.data_offset) + int(tensor.n_bytes)
-            if end > size:
-                raise ModelRefused(
-                    f"{self._path.name} is truncated: tensor {tensor.name} ends at byte {end}, the file at {size}"
-                )
+    def _read(self, name: str) -> Tensor:
+        return torch.from_numpy(self._file.values(self._file.tensors[name]))
 
 
 class _Metadata:
-    """Typed access to the file's key-value part; a missing key is told by its name."""
+    """The scalars of the file; one that is needed and missing is told by its name."""
 
-    def __init__(self, reader: GGUFReader) -> None:
-        self._reader = reader
-        self.architecture = str(self.get("general.architecture", "(none)"))
-
-    def get(self, key: str, default: Any = None) -> Any:
-        field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+    def __init__(self, file: GgufFile) -> None:
+        self._scalars = file.scalars
+        self.architecture = str(file.scalars.get("general.architecture", "(none)"))
 
     def own(self, key: str, default: Any = None) -> Any:
         """A key of the architecture, such as llama.block_count. Without a default it must be there."""
-        value = self.get(f"{self.architecture}.{key}", default)
+        value = self._scalars.get(f"{self.architecture}.{key}", default)
         if value is None:
             raise ModelRefused(f"the GGUF metadata lacks {self.architecture}.{key}")
         return value
 
 
-def _spec(meta: _Metadata, tensors: dict[str, ReaderTensor]) -> ModelSpec:
+def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
+    tensors = file.tensors
     flags = ARCHITECTURES.get(meta.architecture)
     if flags is None:
         supported = ", ".join(sorted(ARCHITECTURES))
@@ -117,7 +99,7 @@ def _spec(meta: _Metadata, tensors: dict[str, ReaderTensor]) -> ModelSpec:
         num_kv_heads=meta.own("attention.head_count_kv", heads),
         head_dim=head_dim,
         ffn=meta.own("feed_forward_length"),
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        vocab_size=tensors["token_embd.weight"].shape[0],
         # Stored as float32: the shortest decimal that is that float32 is what the model was trained with.
         norm_eps=float(str(np.float32(meta.own("attention.layer_norm_rms_epsilon")))),
         rope_theta=float(meta.own("rope.freq_base", 10_000.0)),
@@ -160,12 +142,3 @@ def half_split(values: Tensor, heads: int) -> Tensor:
     rows = values.shape[0]
     by_pair = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])
     return by_pair.transpose(1, 2).reshape(values.shape)
-
-
-def _dequantised(tensor: ReaderTensor) -> Tensor:
-    try:
-        values = dequantize(tensor.data, tensor.tensor_type)
-    except (NotImplementedError, ValueError) as error:
-        raise ModelRefused(f"tensor {tensor.name} is quantised as {tensor.tensor_type.name}: {error}") from None
-    # The reader's arrays are read-only views of the file: torch must own what it writes to.
-    return torch.from_numpy(np.array(values, dtype=np.float32))
