@@ -17,6 +17,7 @@ from typing import Any, cast
 import hypercorn.asyncio
 from hypercorn.config import Config as HypercornConfig
 
+from gateway import connections
 from gateway.drain import Drain
 
 MAX_HEADER_BYTES = 32 << 10  # of one request, its first line included
@@ -144,6 +145,7 @@ class Server:
         return self.signals.exit_code
 
     async def _serve(self, release: asyncio.Event) -> None:
+        connections.install()
         config = hypercorn_config(self.listener)
         await hypercorn.asyncio.serve(cast(Any, self.app), config, shutdown_trigger=release.wait)
 

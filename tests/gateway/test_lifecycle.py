@@ -131,6 +131,19 @@ async def test_nothing_is_accepted_before_the_server_runs() -> None:
         assert b"200" in await wire.until(b"hello")
 
 
+async def test_a_connection_that_its_client_closed_is_closed_at_once() -> None:
+    """Not only after the keep-alive time: each would hold a descriptor for so long."""
+    house = House()
+    async with running(house) as (_, connect):
+        silent, served, busy = await connect(), await connect(), await connect()
+        served.ask("/hello")
+        await served.until(b"hello")
+        await streaming(busy)
+        for wire in (silent, served, busy):
+            wire.writer.write_eof()
+            await wire.rest()
+
+
 async def test_a_drain_refuses_new_work_waits_for_the_old_and_exits_0() -> None:
     house = House()
     async with running(house) as (task, connect):

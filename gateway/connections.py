@@ -1,0 +1,30 @@
+"""Hypercorn's connections, but let go of once their client has left.
+
+Hypercorn (0.17, 0.18) goes on waiting for the keep-alive time of a connection that its client has closed, with the
+socket open all the while: a burst of short connections would hold one descriptor each for KEEP_ALIVE_S.
+"""
+
+from __future__ import annotations
+
+import hypercorn.asyncio.run
+from hypercorn.asyncio.tcp_server import TCPServer
+
+
+class Connection(TCPServer):
+    _left = False
+
+    async def _read_data(self) -> None:
+        """Returns once there is nothing more to read."""
+        await super()._read_data()
+        self._left = True
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        """Also begun by an answer that is complete only after its client has left."""
+        if not self._left:
+            await super()._idle_timeout()
+
+
+def install() -> None:
+    """Hypercorn takes no class of connections as an argument."""
+    hypercorn.asyncio.run.TCPServer = Connection  # type: ignore[attr-defined]
