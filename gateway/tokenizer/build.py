@@ -47,8 +47,9 @@ def load_from_gguf(path: Path, metadata: Metadata | None = None) -> BpeTokenizer
         for id, (token, kind) in kinded
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
     ]
-    # Tokens of a user's are stored as they read; merges may make them too, as they are spelled.
-    vocab = {spelling(token.content.encode()): token.id for token in added if not token.special}
+    # Tokens that a user defined are stored as they read, mostly; merges may make them too, as they are spelled.
+    users = [token for token in added if not token.special]
+    vocab = {spelled: token.id for token in users for spelled in (spelling(token.content.encode()), token.content)}
     vocab |= {token: id for id, (token, kind) in kinded if kind == _NORMAL}
     merges = [_pair(str(path), merge) for merge in _strings(path, metadata, "tokenizer.ggml.merges")]
     return BpeTokenizer(
