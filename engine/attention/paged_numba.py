@@ -16,7 +16,6 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.attention.base import write_kv
 from engine.attention.sdpa import SequenceSpan, attend, span
 from engine.batch import BatchView
 from engine.jit import as_array, kernel, widen
@@ -88,6 +87,17 @@ def paged_decode(
                 out[s, h * group + g, d] = sums[g, d] / total[g]
 
 
+@kernel(parallel=False)
+def scatter(rows: NDArray[Any], side: NDArray[Any], slots: NDArray[np.int64]) -> None:
+    """rows: [tokens, kv_heads, head_dim] into side: [num_blocks, kv_heads, block_size, head_dim]. Copies bits only."""
+    block_size = side.shape[2]
+    for token in range(len(slots)):
+        block, offset = slots[token] // block_size, slots[token] % block_size
+        for head in range(rows.shape[1]):
+            for d in range(rows.shape[2]):
+                side[block, head, offset, d] = rows[token, head, d]
+
+
 @dataclass(frozen=True, slots=True)
 class NumbaMeta:
     slots: Tensor
@@ -112,7 +122,9 @@ class NumbaAttention:
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: NumbaMeta, scale: float, window: int | None
     ) -> Tensor:
-        write_kv(k, v, cache, meta.slots)
+        slots = meta.slots.numpy()
+        scatter(as_array(k), as_array(cache.keys), slots)
+        scatter(as_array(v), as_array(cache.values), slots)
         if meta.decode_rows is None:
             return self._decode(q, cache, meta, scale, window)
         out = torch.empty_like(q)
