@@ -29,6 +29,7 @@ class Runner:
         self._block_size = block_size
         self._device = device
 
+    @torch.inference_mode()  # sampling changes in place what the forward pass made in this mode
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step. Whatever it raises, later plans may still be executed once the scheduler has failed this."""
         for slot in plan.releases:
