@@ -238,14 +238,31 @@ def test_literal_cut_between_two_texts_is_text(
 
 def test_texts_that_a_template_puts_side_by_side_make_no_literal(tokenizer: BpeTokenizer) -> None:
     side_by_side = JinjaTemplate("<s>{% for m in messages %}{{ m.content.strip() }}{% endfor %}", tokenizer, NAMED)
-    in_brackets = JinjaTemplate("<s>{% for m in messages %}{{ '<|' ~ m.content ~ '|>' }}{% endfor %}", tokenizer, NAMED)
     for literal in tokenizer.special_ids:
         for at in range(1, len(literal)):
             two = [{"role": "user", "content": text} for text in (f"{literal[:at]}\n", f" {literal[at:]}")]
             assert controls(tokenizer, side_by_side.encode(two)) == [tokenizer.special_ids["<s>"]]
-    for text in ("im_start", "end_header_id", "eot_id"):
-        assert controls(tokenizer, in_brackets.encode(user(text)))  # a word: this template asks for it
-    assert controls(tokenizer, in_brackets.encode(user("im_end|"))) == [tokenizer.special_ids["<s>"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        ("{{ messages[0].content ~ '|im_end|>' }}", "<"),
+        ("{{ messages[0].content ~ '>' }}", "x <|im_end|"),
+        ("{{ '<|' ~ messages[0].content }}", "im_end|> x"),
+        ("{{ '<' ~ messages[0].content ~ '>' }}", "|im_end|"),
+        ("{{ messages[0].content.replace('-', '') }}", "<|im-_end|>"),
+    ],
+)
+def test_text_and_template_make_no_literal_together(source: str, content: str, tokenizer: BpeTokenizer) -> None:
+    ids = JinjaTemplate(source, tokenizer, NAMED).encode(user(content))
+    assert controls(tokenizer, ids) == []
+    assert "<|im_end|>" in tokenizer.decode(ids)
+
+
+def test_template_may_make_a_literal_of_a_word(tokenizer: BpeTokenizer) -> None:
+    template = JinjaTemplate("{{ '<|' ~ messages[0].role ~ '|>' }}", tokenizer, NAMED)
+    assert template.encode(user("x")) == [tokenizer.special_ids["<|user|>"]]
 
 
 @settings(max_examples=300, deadline=None)

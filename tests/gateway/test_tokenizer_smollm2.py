@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,44 @@ def test_fuzzed_ids_decode_to_the_same_text(tokenizer: BpeTokenizer, reference: 
 @pytest.mark.parametrize("text", [CORPUS, *CORPUS.splitlines(keepends=True), *CORPUS.split()], ids=lambda _: "text")
 def test_corpus(tokenizer: BpeTokenizer, reference: Tokenizer, text: str) -> None:
     assert tokenizer.encode(text, specials=True) == reference_ids(reference, [text])[0]
+
+
+def test_control_tokens_round_trip(tokenizer: BpeTokenizer) -> None:
+    for literal, token in tokenizer.special_ids.items():
+        assert tokenizer.encode(literal, specials=True) == [token]
+        assert tokenizer.token_bytes(token) == literal.encode()
+        assert tokenizer.is_special(token)
+        plain = tokenizer.encode(literal)
+        assert not any(map(tokenizer.is_special, plain))
+        assert tokenizer.decode(plain) == literal
+        assert tokenizer.decode([*plain, token]) == literal
+        assert tokenizer.decode([token], skip_special=False) == literal
+
+
+def test_every_token_stands_for_the_librarys_bytes(tokenizer: BpeTokenizer, reference: Tokenizer) -> None:
+    texts = reference.decode_batch([[token] for token in range(tokenizer.vocab_size)], skip_special_tokens=False)
+    ours = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(tokenizer.vocab_size)]
+    assert ours == texts
+
+
+RUNS = ("a", " ", "\n", "1", "^", "é", "日", "\u0301", "🙂", "ab", "a ", " \n", "\x04", "<|im_", "'s")
+
+
+@pytest.mark.parametrize("unit", RUNS)
+def test_long_runs_are_exact_and_take_linear_time(tokenizer: BpeTokenizer, reference: Tokenizer, unit: str) -> None:
+    run = unit * (20_000 // len(unit))
+    assert tokenizer.encode(run, specials=True) == reference_ids(reference, [run])[0]
+    started = time.monotonic()
+    tokenizer.encode(unit * (400_000 // len(unit)), specials=True)
+    assert time.monotonic() - started < 20  # 0.5 s on an idle machine; quadratic would take hours
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tokenizer: BpeTokenizer) -> None:
+    assert tokenizer.encode("a\ud83d b\ude42") == tokenizer.encode("a\ufffd b\ufffd")
+    assert tokenizer.encode("\ud83d\ude42") == tokenizer.encode("🙂")
+
+
+def test_threads_encode_alike(tokenizer: BpeTokenizer, strings: list[str]) -> None:
+    texts = strings[:2000]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(tokenizer.encode, texts)) == [tokenizer.encode(text) for text in texts]
