@@ -37,6 +37,7 @@ _SEED_MASK = (1 << SEED_BITS) - 1
 _DRAWN_BITS = 53  # a drawn seed survives clients whose numbers are doubles
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SMALLEST_TOP_P = 1e-6  # top_p 0 means "the most likely only" to OpenAI's clients
+_COLDEST = 1e-6  # a lower temperature means greedy, and logits divided by it could leave the range of float32
 
 Prompt = str | list[int]
 
@@ -84,11 +85,12 @@ def sampling(request: GenerateRequest, model: ServedModel, limits: Limits, logpr
     """All but max_tokens, which depends on the prompt's length."""
     defaults = model.sampling_defaults
     min_tokens = request.min_tokens or 0
+    temperature = _number(request, "temperature", defaults, 1.0, 0, 2)
     in_range("min_tokens", min_tokens, 0, limits.max_model_len)
     return SamplingParams(
         max_tokens=0,
         min_tokens=min_tokens,
-        temperature=_number(request, "temperature", defaults, 1.0, 0, 2),
+        temperature=temperature if temperature >= _COLDEST else 0.0,
         top_p=max(_SMALLEST_TOP_P, _number(request, "top_p", defaults, 1.0, 0, 1)),
         top_k=_top_k(request, defaults, limits.vocab_size),
         min_p=_number(request, "min_p", defaults, 0.0, 0, 1),

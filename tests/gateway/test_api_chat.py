@@ -127,6 +127,12 @@ async def test_sampling_parameters_reach_the_engine() -> None:
     assert submit.seeds == [42]
 
 
+async def test_next_to_no_temperature_is_greedy() -> None:
+    """Logits divided by so little are infinite, and of infinite ones the most likely cannot be told."""
+    assert (await submitted(chat(temperature=1e-40))).params.temperature == 0
+    assert (await submitted(chat(temperature=1e-5))).params.temperature == 1e-5
+
+
 async def test_defaults_where_request_and_model_are_silent() -> None:
     params = (await submitted(chat())).params
     assert (params.temperature, params.top_p, params.top_k, params.min_p, params.repetition) == (1, 1, 0, 0, 1)
