@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import time
@@ -28,6 +29,8 @@ from gateway.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 CLOSE_ENGINE_S = 15.0
+
+log = logging.getLogger("headrace.serve")
 
 
 class Stopped(Exception):
@@ -102,18 +105,29 @@ async def _start(
     def on_progress(progress: Progress) -> None:
         display.report(progress.phase, progress.done, progress.total)
 
-    both = asyncio.gather(supervisor.start(on_progress), asyncio.to_thread(_load, plan))
+    starting = asyncio.create_task(supervisor.start(on_progress))
+    loading = asyncio.create_task(asyncio.to_thread(_load, plan))
     stop = asyncio.create_task(signals.stop.wait())
     try:
-        either: set[asyncio.Future[Any]] = {both, stop}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if signals.last is not None:
-            raise Stopped(signals.last)
-        ready, (model, loading_s) = both.result()
-        return ready, model, loading_s
+        waiting: set[asyncio.Task[Any]] = {starting, loading}
+        while waiting:
+            done, _ = await asyncio.wait({*waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if signals.last is not None:
+                raise Stopped(signals.last)
+            for task in done:
+                task.result()
+            waiting -= done
+        return starting.result(), *loading.result()
     finally:
-        stop.cancel()
-        both.cancel()
+        for task in (starting, loading, stop):
+            task.add_done_callback(_note_end)
+            task.cancel()
+
+
+def _note_end(task: asyncio.Task[Any]) -> None:
+    """Of one that nobody waits for any more, because another failed first."""
+    if not task.cancelled() and task.exception() is not None:
+        log.debug("also failed: %r", task.exception())
 
 
 def _load(plan: _Plan) -> tuple[ServedModel, float]:

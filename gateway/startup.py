@@ -132,7 +132,7 @@ def print_summary(console: Console, started: Started) -> None:
     table.add_column(overflow="fold")
     for label, text in summary_rows(started):
         table.add_row(label, Text(text))
-    console.print(Text(f"headrace {started.version} is ready", style="bold"))
+    console.print(f"headrace {started.version} is ready", soft_wrap=True, style="bold", highlight=False)
     if console.is_terminal:
         console.print(table)
     else:
