@@ -11,9 +11,11 @@ help: ## this list
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "headrace needs Python 3.11 to 3.13, and %s is %d.%d; name another: make PYTHON=python3.12" % (sys.executable, *sys.version_info[:2]))'
-	$(PYTHON) -m venv .venv
+	@# Debian's python3 can lack ensurepip, and leaves half an environment that must not look like a whole one.
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 .venv/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing into .venv; the first time this takes minutes" >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
@@ -24,7 +26,7 @@ $(BIN)/python:
 setup: .venv/.developed ## the virtual environment with everything for development
 
 serve: .venv/.installed ## serve the default model on http://127.0.0.1:8000 (more flags: make serve ARGS="--port 9000")
-	@$(BIN)/headrace serve $(ARGS)
+	@exec $(BIN)/headrace serve $(ARGS)
 
 test: .venv/.developed ## all tests
 	$(BIN)/python -m pytest $(ARGS)

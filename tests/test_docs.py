@@ -1,0 +1,30 @@
+"""The pages keep up with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STRUCTURE = (ROOT / "docs" / "structure.md").read_text()
+
+
+def section(room: str) -> str:
+    return STRUCTURE.split(f"\n## {room}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("room", ["gateway", "scheduler", "engine"])
+def test_every_module_is_on_the_map_and_nothing_else(room: str) -> None:
+    files = (path.relative_to(ROOT / room) for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py")
+    modules = {".".join(path.with_suffix("").parts) for path in files}
+    assert set(re.findall(r"`([\w.]+)`", section(room))) == modules
+
+
+def test_the_map_fits_on_a_page() -> None:
+    assert len(STRUCTURE.splitlines()) < 80
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
