@@ -59,8 +59,15 @@ class Display:
             self._announce(phase, total)
             return
         if phase not in self._tasks:
+            for before in self._tasks.values():  # phases come one after another
+                self._end_bar(self._bars, before)
             self._tasks[phase] = self._bars.add_task(phase, total=None)
         self._bars.update(self._tasks[phase], completed=done, total=total or None)
+
+    def _end_bar(self, bars: Progress, task: TaskID) -> None:
+        if bars.tasks[task].total is None:
+            bars.update(task, completed=0, total=0)  # a full bar without an amount
+        bars.stop_task(task)
 
     def _announce(self, phase: str, total: int) -> None:
         if phase not in self._phases:

@@ -48,10 +48,13 @@ def test_a_model_without_a_chat_template_is_asked_to_complete() -> None:
 def test_on_a_terminal_there_are_bars() -> None:
     shown = io.StringIO()
     with Display(Console(file=shown, force_terminal=True, width=100)) as display:
+        display.report("importing", 0, 0)
         display.report("weights", 1 << 20, 2 << 20)
         display.report("weights", 2 << 20, 2 << 20)
     assert "\x1b" in shown.getvalue()
     assert "2 MiB of 2 MiB" in shown.getvalue()
+    assert display._bars is not None
+    assert [task.finished for task in display._bars.tasks] == [True, True]
 
 
 def test_elsewhere_each_phase_is_one_plain_line() -> None:
