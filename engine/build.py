@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
 from engine import kvcache
@@ -53,8 +52,7 @@ class Phases:
 def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Runner, Ready]:
     """Raises ModelRefused or OutOfMemory, each with one line for people."""
     host = choose_host(config.device, config.dtype, config.threads)
-    torch.set_num_threads(host.threads)
-    numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
+    _set_threads(host)
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
     with phases.phase("loading weights") as report:
@@ -70,6 +68,15 @@ def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Runner, Read
         warm_up(runner, limits.block_size)
     scheduler = Scheduler(limits, BlockPool(cache.num_blocks, limits.block_size), time.monotonic)
     return scheduler, runner, _ready(checkpoint, host, weights, limits, cache, attention.name, phases)
+
+
+def _set_threads(host: Host) -> None:
+    """For torch, and on CPUs for the kernels that numba compiles."""
+    torch.set_num_threads(host.threads)
+    if host.device.type == "cpu":
+        import numba
+
+        numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
 
 
 def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> Weights:
