@@ -64,9 +64,9 @@ def attend(q: Tensor, cache: LayerKV, one: SequenceSpan, scale: float, window: i
     keys, values = (_gather(side, one) for side in (cache.keys, cache.values))  # [kv_heads, kv_len, head_dim]
     rows, heads, head_dim = q.shape
     if rows == 1:
-        grouped = q.view(1, keys.shape[0], -1, head_dim)
+        grouped = q.reshape(1, keys.shape[0], -1, head_dim)
         mask = _visible(one, window, q.device)
-        return F.scaled_dot_product_attention(grouped, keys[None], values[None], mask, scale=scale).view(q.shape)
+        return F.scaled_dot_product_attention(grouped, keys[None], values[None], mask, scale=scale).reshape(q.shape)
     by_head = q.transpose(0, 1)[None]
     whole = rows == one.kv_len and window is None
     mask = None if whole else _visible(one, window, q.device)
