@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,6 +242,18 @@ def _too_long(source: str, param: str, prompt_len: int, asked: int | None, max_m
         f"{prompt_len + (asked or 1)}: {wanted}. Shorten the {source} or ask for fewer tokens."
     )
     return invalid(source, message, "context_length_exceeded")
+
+
+def check_can_fit(source: str, texts: Iterable[str], model: ServedModel, max_model_len: int) -> None:
+    """Refuses by its bytes what is hopelessly long: to encode megabytes takes many seconds of a thread that others
+    wait for. White space at the ends does not count, since templates may take it off."""
+    fewest = sum(model.tokenizer.fewest_tokens(text.strip()) for text in texts)
+    if fewest > max_model_len:
+        message = (
+            f"This server's maximum context length is {max_model_len} tokens, but the {source} must be at least "
+            f"{fewest} tokens long. Shorten the {source}."
+        )
+        raise invalid(source, message, "context_length_exceeded")
 
 
 def seeds(seed: int, count: int) -> list[int]:

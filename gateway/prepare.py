@@ -62,7 +62,7 @@ def prepare_chat(body: bytes, services: Services) -> Prepared:
     logprobs = convert.chat_logprobs(request)
     base = convert.sampling(request, model, bounds, logprobs)
     _check_cheap(request, bounds)
-    prompt = encode_chat(request, model)
+    prompt = encode_chat(request, model, bounds.max_model_len)
     seed = convert.asked_seed(request, services.random_bits(64))
     job = convert.make_job(request, base, [prompt], bounds, seed)
     wire = ChatWire(model.tokenizer, logprobs is not None)
@@ -80,6 +80,9 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
         raise invalid("best_of", "best_of is not supported by this server unless it equals n.", "unsupported_parameter")
     prompts = convert.completion_prompts(request.prompt, bounds.vocab_size)
     convert.num_choices(request, len(prompts), bounds.settings)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            convert.check_can_fit("prompt", [prompt], model, bounds.max_model_len)
     ids = [convert.encode_prompt(prompt, model) for prompt in prompts]
     seed = convert.asked_seed(request, services.random_bits(64))
     job = convert.make_job(request, base, ids, bounds, seed)
@@ -97,11 +100,17 @@ def _check_cheap(request: GenerateRequest, bounds: Limits) -> None:
     convert.num_choices(request, 1, bounds.settings)
 
 
-def encode_chat(request: ChatRequest | TokenizeRequest, model: ServedModel) -> list[int]:
+def encode_chat(
+    request: ChatRequest | TokenizeRequest, model: ServedModel, max_model_len: int | None = None
+) -> list[int]:
+    """With max_model_len, what could never fit is refused before it is encoded."""
     if model.chat_template is None:
         message = f"The model '{model.name}' has no chat template. Use /v1/completions with a prompt."
         raise invalid("messages", message, "no_chat_template")
-    return model.chat_template.encode(convert.chat_messages(request.messages or []))
+    messages = convert.chat_messages(request.messages or [])
+    if max_model_len is not None:
+        convert.check_can_fit("messages", (message["content"] for message in messages), model, max_model_len)
+    return model.chat_template.encode(messages)
 
 
 def _include_usage(request: GenerateRequest) -> bool:

@@ -14,6 +14,9 @@ class Tokenizer(Protocol):
         """Token ids of `text`. With specials, literals of control tokens become those tokens; without, they are
         encoded as the ordinary characters they are. Adds nothing (no BOS)."""
 
+    def fewest_tokens(self, text: str) -> int:
+        """A number that len(encode(text)) is not below. Costs next to nothing beside encode, whatever the text."""
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for. Raises IndexError outside the vocabulary."""
 

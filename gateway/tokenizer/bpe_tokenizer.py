@@ -38,6 +38,8 @@ class BpeTokenizer:
         self._normalized_splitter = Splitter({normalize(t.content): t for t in parts.added if t.normalized})
         self._pretokenizer = parts.pretokenizer
         self._encode_piece = PieceEncoder(parts.model).encode
+        self._most_bytes = _most_bytes(parts)
+        self._mute_bytes = bytes(set(range(256)) - {token[0] for token in parts.token_bytes if len(token) == 1})
         self._encode_short_piece = lru_cache(_CACHED_PIECES)(self._encode_piece)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
@@ -57,6 +59,12 @@ class BpeTokenizer:
             for part in self._normalized_splitter.split(self._normalize(unsplit), specials=True):
                 ids += self.encode(part.replace(mark, "")) if isinstance(part, str) else [part.id]
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        if self._most_bytes == 0:
+            return 0
+        spoken = self._normalize(_encodable(text)).encode().translate(None, self._mute_bytes)
+        return len(spoken) // self._most_bytes
 
     def token_bytes(self, token: int) -> bytes:
         if token < 0:
@@ -82,6 +90,14 @@ class BpeTokenizer:
             short = len(piece) <= _CACHED_CHARACTERS
             ids += self._encode_short_piece(piece) if short else self._encode_piece(piece)
         return ids
+
+
+def _most_bytes(parts: BpeParts) -> int:
+    """That one token can stand for in a text. 0: no bound, for there are added tokens that swallow the whitespace
+    around them."""
+    if any(token.lstrip or token.rstrip for token in parts.added):
+        return 0
+    return max(map(len, parts.token_bytes), default=0)
 
 
 def _encodable(text: str) -> str:

@@ -275,6 +275,24 @@ async def test_too_long_a_prompt_is_refused_with_the_counts() -> None:
     assert engine.submitted == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", chat("x" * 101)),
+        ("/v1/completions", {"model": "toy", "prompt": ["short", "x" * 101]}),
+    ],
+)
+async def test_what_is_hopelessly_long_is_refused_before_it_is_encoded(path: str, body: dict[str, Any]) -> None:
+    model = toy_model()
+    services = toy_services(FakeEngine(ready=toy_ready(max_model_len=100)), model)
+    async with client_of(services) as client:
+        answer = await client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "at least 101 tokens" in error["message"]
+    assert model.tokenizer.num_encodes == 0
+
+
 @pytest.mark.parametrize(("num_chars", "status"), [(96, 200), (97, 400)])
 async def test_the_last_token_that_fits(num_chars: int, status: int) -> None:
     engine = FakeEngine(ready=toy_ready(max_model_len=100))
