@@ -78,7 +78,7 @@ async def drive(base_url: str, model: str, work: Workload) -> Figures:
     """Runs the workload. Raises LoadFailed at the first answer that is not whole."""
     pending, answers = work.bodies(model), []
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # some servers end kept connections without a word
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def worker() -> None:
