@@ -42,49 +42,79 @@ def paged_decode(
         s, h = task // kv_heads, task % kv_heads
         kv_len = kv_lens[s]
         first = max(0, kv_len - window) if window > 0 else 0
-        query = np.empty((group, head_dim), np.float32)
-        for g in range(group):
-            for d in range(head_dim):
-                query[g, d] = widen(q[s, h * group + g, d]) * scale
-        highest = np.full(group, MASKED, np.float32)
-        total = np.zeros(group, np.float32)
-        sums = np.zeros((group, head_dim), np.float32)
+        query = _query(q[s, h * group : (h + 1) * group], scale)
+        highest = np.full(group, MASKED, np.float32)  # score so far of each query head
+        total = np.zeros(group, np.float32)  # of exp(score - highest)
+        sums = np.zeros((group, head_dim), np.float32)  # of exp(score - highest) * value
         scores = np.empty((group, block_size), np.float32)
-        row = np.empty(head_dim, np.float32)
         for index in range(first // block_size, (kv_len + block_size - 1) // block_size):
-            block = tables[s, index]
             start = max(first - index * block_size, 0)
             end = min(block_size, kv_len - index * block_size)
-            for j in range(start, end):
-                for d in range(head_dim):
-                    row[d] = widen(keys[block, h, j, d])
-                for g in range(group):
-                    score = np.float32(0)
-                    for d in range(head_dim):
-                        score += query[g, d] * row[d]
-                    scores[g, j] = score
-            for g in range(group):
-                top = highest[g]
-                for j in range(start, end):
-                    top = max(top, scores[g, j])
-                shrink = np.exp(highest[g] - top)
-                highest[g] = top
-                weight = np.float32(0)
-                for j in range(start, end):
-                    scores[g, j] = np.exp(scores[g, j] - top)
-                    weight += scores[g, j]
-                total[g] = total[g] * shrink + weight
-                for d in range(head_dim):
-                    sums[g, d] *= shrink
-            for j in range(start, end):
-                for d in range(head_dim):
-                    row[d] = widen(values[block, h, j, d])
-                for g in range(group):
-                    for d in range(head_dim):
-                        sums[g, d] += scores[g, j] * row[d]
+            _score(query, keys[tables[s, index], h, start:end], scores)
+            _rescale(scores[:, : end - start], highest, total, sums)
+            _add_values(scores, values[tables[s, index], h, start:end], sums)
         for g in range(group):
             for d in range(head_dim):
                 out[s, h * group + g, d] = sums[g, d] / total[g]
+
+
+@kernel(parallel=False)
+def _query(rows: NDArray[Any], scale: np.float32) -> NDArray[np.float32]:
+    """The query heads that share one kv head, in float32 and scaled. rows: [group, head_dim]."""
+    query = np.empty(rows.shape, np.float32)
+    for g in range(rows.shape[0]):
+        for d in range(rows.shape[1]):
+            query[g, d] = widen(rows[g, d]) * scale
+    return query
+
+
+@kernel(parallel=False)
+def _score(query: NDArray[np.float32], keys: NDArray[Any], scores: NDArray[np.float32]) -> None:
+    """scores[g, j] = query[g] . keys[j], for the keys of one block."""
+    row = np.empty(keys.shape[1], np.float32)
+    for j in range(keys.shape[0]):
+        for d in range(keys.shape[1]):
+            row[d] = widen(keys[j, d])
+        for g in range(query.shape[0]):
+            score = np.float32(0)
+            for d in range(keys.shape[1]):
+                score += query[g, d] * row[d]
+            scores[g, j] = score
+
+
+@kernel(parallel=False)
+def _rescale(
+    scores: NDArray[np.float32],
+    highest: NDArray[np.float32],
+    total: NDArray[np.float32],
+    sums: NDArray[np.float32],
+) -> None:
+    """Turns scores into weights relative to the highest score so far, and what was summed before likewise."""
+    for g in range(scores.shape[0]):
+        top = highest[g]
+        for j in range(scores.shape[1]):
+            top = max(top, scores[g, j])
+        shrink = np.exp(highest[g] - top)
+        highest[g] = top
+        weight = np.float32(0)
+        for j in range(scores.shape[1]):
+            scores[g, j] = np.exp(scores[g, j] - top)
+            weight += scores[g, j]
+        total[g] = total[g] * shrink + weight
+        for d in range(sums.shape[1]):
+            sums[g, d] *= shrink
+
+
+@kernel(parallel=False)
+def _add_values(weights: NDArray[np.float32], values: NDArray[Any], sums: NDArray[np.float32]) -> None:
+    """sums[g] += weights[g, j] * values[j], for the values of one block."""
+    row = np.empty(values.shape[1], np.float32)
+    for j in range(values.shape[0]):
+        for d in range(values.shape[1]):
+            row[d] = widen(values[j, d])
+        for g in range(sums.shape[0]):
+            for d in range(values.shape[1]):
+                sums[g, d] += weights[g, j] * row[d]
 
 
 @kernel(parallel=False)
