@@ -82,7 +82,9 @@ class Server:
         self._arrived.wait(seconds)
 
     def wake(self) -> None:
-        self._arrived.set()
+        """Ends a `wait`. Takes no lock, so a signal handler may call it whatever it interrupted; an Event would not
+        do, for the interrupted thread may hold its lock."""
+        self._wake_io()
 
     def send(self, connection: int, message: FromEngine) -> None:
         """Sends a frame, or queues what the socket does not take at once. A connection that is gone hears nothing, and
@@ -150,6 +152,7 @@ class Server:
                     self._accept(selector)
                 elif key.fileobj is self._wakened:
                     self._wakened.recv(4096)
+                    self._arrived.set()
                 elif isinstance(key.data, _Connection):
                     self._serve(selector, key.data)
             self._arm_writes(selector)

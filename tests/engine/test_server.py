@@ -1,5 +1,6 @@
 """Frames over a real unix socket."""
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,3 +159,27 @@ def test_a_gateway_that_leaves_is_told_to_the_loop(server: Server, gateways: Cal
     gateway.sock.close()
     assert taken(server, 1) == [(connection, Gone())]
     server.send(connection, Outputs([], None, STATS))  # to nobody, and no error
+
+
+def test_a_signal_handler_may_wake_the_loop_wherever_it_is(server: Server) -> None:
+    """A handler runs between two instructions of the thread that it then calls into: a lock there would never open."""
+    rung = 0
+
+    def ring(signum: int, frame: object) -> None:
+        nonlocal rung
+        rung += 1
+        server.wake()
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    try:
+        for _ in range(3000):
+            server.take()
+            server.wait(0.0001)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rung > 100
+    server.take()
+    server.wake()
+    server.wait(100)
