@@ -13,7 +13,7 @@ import torch
 
 from engine import kvcache
 from engine.attention.base import AttentionBackend
-from engine.errors import OutOfMemory
+from engine.errors import ModelRefused, OutOfMemory
 from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, open_checkpoint
@@ -53,11 +53,11 @@ def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Runner, Read
     """Raises ModelRefused or OutOfMemory, each with one line for people."""
     host = choose_host(config.device, config.dtype, config.threads)
     _set_threads(host)
+    attention = choose_attention(config.attention, host)
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
     with phases.phase("loading weights") as report:
         weights = load_weights(checkpoint, host, report)
-    attention = choose_attention(config.attention, host)
     with phases.phase("allocating the KV cache"):
         limits, cache = _allocate_cache(config, checkpoint, host)
     decoder = Decoder(checkpoint.spec, weights, cache, attention, limits.max_model_len, checkpoint.rope_factors)
@@ -88,6 +88,12 @@ def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int]
 def choose_attention(name: str, host: Host) -> AttentionBackend[Any]:
     """auto: the compiled kernel on CPUs, for the types it reads; plain torch elsewhere."""
     compiled = host.device.type == "cpu" and host.dtype in (torch.float32, torch.bfloat16)
+    if name == "numba" and not compiled:
+        dtype = str(host.dtype).removeprefix("torch.")
+        raise ModelRefused(
+            f"--attention numba is for float32 and bfloat16 on CPUs, not for {dtype} on {host.device.type}; "
+            "use --attention sdpa"
+        )
     if name == "numba" or (name == "auto" and compiled):
         from engine.attention.paged_numba import NumbaAttention
 

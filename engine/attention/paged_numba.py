@@ -168,5 +168,7 @@ class NumbaAttention:
         out = torch.empty(q.shape, dtype=torch.float32)
         keys, values = as_array(cache.keys), as_array(cache.values)
         sizes = (meta.tables, meta.kv_lens, np.float32(scale), window or 0)
-        paged_decode(as_array(q), keys, values, *sizes, out.numpy())
+        # q of several rows has gaps between them, q of one row has none. To numba these are two types, and the second
+        # would be compiled, for seconds, when the first two streams meet.
+        paged_decode(as_array(q.contiguous()), keys, values, *sizes, out.numpy())
         return out.to(q.dtype)

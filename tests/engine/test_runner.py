@@ -5,8 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
+import torch
 
+from engine.attention import paged_numba
+from engine.build import choose_attention, warm_up
+from engine.errors import ModelRefused
+from engine.host import Host
 from engine.loaders.dummy import DummyCheckpoint
 from tests.fixtures.harness import LIMITS, Harness, Loaded, load
 
@@ -61,3 +67,36 @@ def test_min_tokens_rule_the_stop_id_out(harness: Harness) -> None:
     assert greedy(harness, stop_ids=stop) == [free[0]]
     held_off = greedy(harness, stop_ids=stop, min_tokens=3)
     assert free[0] not in held_off[:3]
+
+
+def test_requests_meet_no_kernel_that_the_warm_up_did_not_compile(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: set[tuple[Any, ...]] = set()
+    for name in ("paged_decode", "scatter"):
+        kernel = getattr(paged_numba, name)
+
+        def run(*args: Any, name: str = name, kernel: Any = kernel) -> None:
+            met.add((name, *map(numba.typeof, args)))
+            kernel(*args)
+
+        monkeypatch.setattr(paged_numba, name, run)
+    warm_up(harness.runner, harness.limits.block_size)
+    compiled = set(met)
+    harness.generate([PROMPT], 4)
+    harness.generate([PROMPT, PROMPT[:2], PROMPT * 8], 4)
+    for length in (3, 40, 1):  # prompts beside rows that decode
+        harness.submit(PROMPT[:1] * length, max_tokens=4)
+        for _ in range(2):
+            plan = harness.scheduler.plan()
+            assert plan is not None
+            harness.scheduler.commit(plan, harness.runner.execute(plan))
+    harness.run()
+    assert met == compiled
+
+
+def test_the_compiled_kernel_is_refused_for_a_type_it_does_not_read() -> None:
+    host = Host(torch.device("cpu"), torch.float16, 1, "a processor")
+    with pytest.raises(ModelRefused, match=r"--attention numba is for .* not for float16 on cpu"):
+        choose_attention("numba", host)
+    assert choose_attention("auto", host).name == "sdpa"
