@@ -109,7 +109,9 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any]:
 
 def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host) -> tuple[Limits, KVCache]:
     spec = checkpoint.spec
-    wanted = min(config.max_model_len or spec.context_length, spec.context_length)
+    wanted = config.max_model_len or spec.context_length
+    if wanted > spec.context_length:
+        raise ModelRefused(f"--max-model-len {wanted} is more than the model's context of {spec.context_length} tokens")
     budget = config.kv_cache_bytes or _cache_budget(config, host)
     num_blocks = kvcache.num_blocks_for(spec, config.block_size, host.dtype, budget, wanted)
     usable_tokens = (num_blocks - kvcache.RESERVED_BLOCKS) * config.block_size

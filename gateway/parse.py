@@ -29,6 +29,22 @@ def _one_of(*values: Any) -> Acceptable:
 _NOTHING = _one_of(None)
 _NO_ITEMS = _one_of(None, [])
 
+_OFF = _one_of(None, False)
+
+# Other servers' extensions of both endpoints.
+_EXTENSIONS_NOT_BUILT: Mapping[str, Acceptable] = {
+    "structured_outputs": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "bad_words": _NO_ITEMS,
+    "allowed_token_ids": _NO_ITEMS,
+    "prompt_logprobs": _NOTHING,
+    "truncate_prompt_tokens": _NOTHING,
+    "include_stop_str_in_output": _OFF,
+}
+
 # Fields that would change the answer and are not built: each with the values that ask for nothing.
 _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     ChatRequest: {
@@ -42,8 +58,11 @@ _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
         "prediction": _NOTHING,
         "web_search_options": _NOTHING,
         "moderation": _NOTHING,
+        "continue_final_message": _OFF,
+        "add_generation_prompt": _one_of(None, True),
+        **_EXTENSIONS_NOT_BUILT,
     },
-    CompletionRequest: {"suffix": _one_of(None, "")},
+    CompletionRequest: {"suffix": _one_of(None, ""), **_EXTENSIONS_NOT_BUILT},
 }
 
 # Fields of OpenAI's API that change nothing here.

@@ -116,6 +116,7 @@ def test_sigterm_ends_it_with_code_0_and_sigint_does_nothing(engine: Engine) -> 
     [
         ({"architectures": ["Foo"]}, {}, "model", "architecture Foo is not supported"),
         ({}, {"device": "cuda:9"}, "model", "device 'cuda:9' is not there"),
+        ({}, {"max_model_len": 129}, "model", "the model's context of 128 tokens"),
         ({}, {"kv_cache_bytes": 1000}, "memory", "--kv-cache-memory"),
         ({}, {"kv_cache_bytes": 1 << 15, "max_model_len": 128}, "memory", "--max-model-len"),
     ],

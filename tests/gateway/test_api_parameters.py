@@ -142,6 +142,14 @@ async def test_another_model(client: httpx.AsyncClient) -> None:
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content"}),
         ("web_search_options", {}),
+        ("structured_outputs", {"regex": "a+"}),
+        ("guided_json", {}),
+        ("guided_choice", ["a"]),
+        ("bad_words", ["a"]),
+        ("prompt_logprobs", 0),
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+        ("include_stop_str_in_output", True),
     ],
 )
 async def test_what_is_not_built_is_refused_by_name(client: httpx.AsyncClient, field: str, value: Any) -> None:
@@ -172,6 +180,10 @@ async def test_what_is_not_built_is_refused_by_name(client: httpx.AsyncClient, f
         ("temperature", 0),
         ("logit_bias", {}),
         ("stop", []),
+        ("guided_json", None),
+        ("bad_words", []),
+        ("continue_final_message", False),
+        ("add_generation_prompt", True),
     ],
 )
 async def test_what_changes_nothing_is_accepted_in_silence(client: httpx.AsyncClient, field: str, value: Any) -> None:
