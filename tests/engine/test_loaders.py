@@ -67,7 +67,7 @@ def test_dummy_weights_depend_on_their_seed_only(folder: Path) -> None:
 
 def test_a_tied_model_may_carry_its_head_twice(folder: Path) -> None:
     change_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    load(SafetensorsCheckpoint(folder))
+    assert same(load(SafetensorsCheckpoint(folder)), load(open_checkpoint(folder, "dummy", seed=1)))
 
 
 @pytest.mark.parametrize(
