@@ -46,6 +46,8 @@ def test_the_cap_counts_text_and_logprobs_of_all_choices() -> None:
         mailbox.put(Delta(1, "", [mark(1)]))
 
 
-def test_no_cap() -> None:
+async def test_without_a_cap_everything_is_kept() -> None:
     mailbox = Mailbox()
-    mailbox.put(Delta(0, "x" * 1_000_000))
+    for _ in range(10):
+        mailbox.put(Delta(0, "x" * 100_000))
+    assert await mailbox.take() == [Delta(0, "x" * 1_000_000)]

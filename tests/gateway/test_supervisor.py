@@ -136,6 +136,7 @@ async def test_close_fails_what_is_open() -> None:
 async def test_close_before_start_is_harmless() -> None:
     async with world() as each:
         await each.supervisor.close()
+        assert each.engine.ready is None
 
 
 async def test_watch_outlives_engines_and_is_cancelled_alone() -> None:
