@@ -58,6 +58,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+    rank: int = 0  # of a prompt's token: 1 for the most likely
+
+
+class PromptResult(msgspec.Struct, frozen=True, array_like=True):
+    """What was asked about a prompt itself; told once, with its first token or its end."""
+
+    logprobs: list[TokenLogprob] | None = None  # of tokens 1 .. prompt_len-1: the first has no predecessor
+    embedding: bytes | None = None  # float32 little-endian [hidden_size]: mean of the last hidden states, after the norm
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +73,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
+    complete: list[int] = []  # indices into `tokens`: after these their grammar allows nothing more
+    prompts: dict[int, PromptResult] = {}  # by index into `tokens`: prompts whose computation this step finished
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
@@ -78,3 +88,4 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     queued_s: float = 0.0  # from arrival to the first admission
     prefill_s: float = 0.0  # from there to this token
     cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
+    prompt: PromptResult | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from scheduler.plan import TokenLogprob
+from scheduler.plan import PromptResult, TokenLogprob
 from scheduler.types import FinishReason, SamplingParams
 
 MAX_FRAME_BYTES = 64 << 20
@@ -57,6 +57,14 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     seq_ids: list[int]
 
 
+class Vocabulary(msgspec.Struct, frozen=True, array_like=True, tag="vocabulary"):
+    """What each token id stands for: grammars are about bytes. Once a connection, before the first grammar."""
+
+    tokens: list[bytes]
+    special_ids: list[int]  # control tokens: no text of an answer
+    eos_ids: list[int]  # those that end an answer
+
+
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
     """Start-up progress of one phase. total 0: unknown."""
 
@@ -96,7 +104,8 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
 
 
 class Rejection(msgspec.Struct, frozen=True, array_like=True, tag="rejection"):
-    """None of a Submit's sequences runs. Codes: queue_full, too_long, never_fits."""
+    """None of a Submit's sequences runs. Codes: queue_full, too_long, never_fits, invalid, bad_grammar (the message is
+    the compiler's), grammar_timeout."""
 
     seq_ids: list[int]
     code: str
@@ -110,6 +119,7 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True):
     queued_s: float
     prefill_s: float
     cached_tokens: int  # prompt tokens that the prefix cache held
+    prompt: PromptResult | None = None
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
@@ -152,7 +162,7 @@ class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort
+ToEngine = Submit | Abort | Vocabulary
 FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs
 
 _encoder = msgspec.msgpack.Encoder()

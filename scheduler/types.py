@@ -12,7 +12,7 @@ import msgspec
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How one sequence is sampled. The gateway has validated every field; the engine trusts them."""
 
-    max_tokens: int
+    max_tokens: int  # 0: the prompt is computed, and nothing is generated
     min_tokens: int = 0
     temperature: float = 1.0  # 0: greedy, lowest id wins a tie
     top_p: float = 1.0
@@ -25,6 +25,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     stop_ids: tuple[int, ...] = ()  # end-of-sequence ids (unless ignored) and the request's own
     seed: int = 0  # 64 bits; noise is a pure function of (seed, position, token id)
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely
+    grammar: str | None = None  # in llguidance's form; the sequence ends "stop" where nothing may follow
+    allowed_ids: tuple[int, ...] = ()  # empty: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that are never completed
+    prompt_logprobs: int | None = None  # as logprobs, of the prompt's own tokens
+    embed: bool = False  # the prompt's embedding is wanted
 
 
 FinishReason = Literal["stop", "length", "error", "expired"]
