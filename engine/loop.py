@@ -177,7 +177,7 @@ class Loop:
 
 
 def _output(event: Event) -> Output:
-    first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens) if event.first else None
+    first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens, event.prompt) if event.first else None
     return Output(event.seq_id & SEQ_MASK, event.tokens, event.finish, event.logprobs, first)
 
 

@@ -65,7 +65,7 @@ class PromptResult(msgspec.Struct, frozen=True, array_like=True):
     """What was asked about a prompt itself; told once, with its first token or its end."""
 
     logprobs: list[TokenLogprob] | None = None  # of tokens 1 .. prompt_len-1: the first has no predecessor
-    embedding: bytes | None = None  # float32 little-endian [hidden_size]: mean of the last hidden states, after the norm
+    embedding: bytes | None = None  # float32 little-endian [hidden_size]: mean of the last hidden states, normed
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):

@@ -18,11 +18,13 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import count
+
+import msgspec
 
 from scheduler import policy
 from scheduler.blocks import BlockPool, SlotPool
-from scheduler.plan import Admit, Event, StepPlan, StepResult, TokenLogprob, Work
+from scheduler.plan import Admit, Event, StepPlan, StepResult, Work
 from scheduler.prefix import ChainHasher
 from scheduler.protocol import EngineStats
 from scheduler.queue import WaitingQueue
@@ -84,7 +86,8 @@ class Scheduler:
     # --- from the gateway ---
 
     def submit(self, seqs: list[Sequence]) -> None:
-        """All choices of one request, or none. The first is the leader, whose prompt blocks the others share.
+        """All choices of one request, or none. The first is the leader, whose prompt blocks the others share, and who
+        alone is told what was asked about the prompt.
 
         Raises Rejected: too_long, never_fits, queue_full.
         """
@@ -102,16 +105,18 @@ class Scheduler:
         leader, *followers = seqs
         self._queue.push(leader)
         for seq in followers:
+            seq.params = msgspec.structs.replace(seq.params, prompt_logprobs=None, embed=False)
             self._queue.park(seq, leader.id)
 
     def _refuse_impossible(self, seqs: list[Sequence]) -> None:
         limits, pool = self.limits, self._pool
         longest = max(len(seq.tokens) for seq in seqs)
-        if longest >= limits.max_model_len:
+        least = max(len(seq.tokens) + min(seq.params.max_tokens, 1) for seq in seqs)
+        if least > limits.max_model_len:
             raise Rejected(
                 "too_long", f"the prompt has {longest} tokens; the model's context holds {limits.max_model_len}"
             )
-        if policy.blocks_for(longest + 1, pool.block_size) > pool.usable:
+        if policy.blocks_for(least, pool.block_size) > pool.usable:
             room = pool.usable * pool.block_size
             raise Rejected("never_fits", f"the prompt has {longest} tokens; the key/value cache holds {room}")
 
@@ -134,7 +139,7 @@ class Scheduler:
         self._last_order += 1
         seq.order = self._last_order
         seq.max_len = min(
-            seq.prompt_len + max(seq.params.max_tokens, 1),
+            seq.prompt_len + seq.params.max_tokens,
             self.limits.max_model_len,
             # The last token needs no keys and values. So a sequence alone always has blocks to go on.
             self._pool.usable * self._pool.block_size + 1,
@@ -185,7 +190,7 @@ class Scheduler:
             length = len(seq.tokens) + seq.in_flight
             if length - seq.computed > 1:
                 prompts.append(seq)
-            elif length < seq.max_len:  # or else the token in flight is its last
+            elif length < seq.max_len or not seq.in_flight:  # or else the token in flight is its last
                 decodes.append(seq)
         return decodes, prompts
 
@@ -250,7 +255,7 @@ class Scheduler:
     def _take_blocks(self, seq: Sequence) -> bool:
         """Matches, decides and allocates in one: nothing may come between the look-up and the reference."""
         pool = self._pool
-        hits = self._hasher.match(seq, pool) if seq.cacheable else []
+        hits = self._hasher.match(seq, pool) if seq.takes_hits else []
         num_new = policy.blocks_for(len(seq.tokens), pool.block_size) - len(hits)
         reserve = self._watermark if self._running else 0
         if not policy.has_room(num_new, pool.num_free_of(hits), pool.free, reserve):
@@ -269,7 +274,7 @@ class Scheduler:
         if seq.admitted is None:
             seq.admitted = self._clock()
             seq.cached_at_admit = seq.computed
-            self._counters.prefix_queries += len(seq.tokens) if seq.cacheable else 0
+            self._counters.prefix_queries += len(seq.tokens) if seq.takes_hits else 0
             self._counters.prefix_hits += seq.computed
             for follower in self._queue.parked(seq.id):
                 follower.deadline = None  # its request has got in: it does not expire by halves
@@ -292,15 +297,15 @@ class Scheduler:
         now = self._clock()
         self._rate.add(plan.num_tokens, flight.started, now)
         self._counters.steps += 1
-        samples = zip(result.tokens, result.logprobs or repeat(None), strict=False)
+        samples = count()  # indices into result.tokens
         events: list[Event] = []
         for work, seq in zip(plan.works, flight.seqs, strict=True):
             if work.slot == seq.slot:  # or else it has left the row, and the row is fenced until now
                 self._publish(seq, work.start, work.start + work.count)
             if work.sample:
-                token, logprob = next(samples)
+                index = next(samples)
                 if seq.phase is not Phase.FINISHED:
-                    events.append(self._append(seq, token, logprob, now))
+                    events.append(self._append(seq, result, index, now))
         return events
 
     def fail(self, plan: StepPlan) -> list[Event]:
@@ -326,21 +331,28 @@ class Scheduler:
         if start < seq.prompt_len <= end:
             self._queue.unpark(seq.id)
 
-    def _append(self, seq: Sequence, token: int, logprob: TokenLogprob | None, now: float) -> Event:
-        seq.tokens.append(token)
+    def _append(self, seq: Sequence, result: StepResult, index: int, now: float) -> Event:
+        """Where nothing is to be generated, the token is dropped, and the prompt's end is the end."""
+        is_first = seq.num_generated == 0
+        tokens = result.tokens[index : index + 1] if seq.params.max_tokens else []
+        logprob = result.logprobs[index] if tokens and result.logprobs else None
+        logprobs = None if logprob is None else [logprob]
+        seq.tokens += tokens
         seq.in_flight -= 1
-        finish: FinishReason | None = None
-        if token in seq.params.stop_ids and seq.num_generated >= seq.params.min_tokens:
-            finish = "stop"
-        elif len(seq.tokens) >= seq.max_len:
-            finish = "length"
+        finish = self._reason_to_end(seq)
         if finish is not None:
             self._end(seq, finish)
-        logprobs = None if logprob is None else [logprob]
-        if seq.num_generated > 1 or seq.admitted is None:
-            return Event(seq.id, [token], logprobs, finish)
+        if not is_first or seq.admitted is None:
+            return Event(seq.id, tokens, logprobs, finish)
         queued_s, prefill_s = seq.admitted - seq.arrived, now - seq.admitted
-        return Event(seq.id, [token], logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit)
+        prompt = result.prompts.get(index)
+        return Event(seq.id, tokens, logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit, prompt)
+
+    def _reason_to_end(self, seq: Sequence) -> FinishReason | None:
+        is_stop = seq.num_generated > 0 and seq.tokens[-1] in seq.params.stop_ids
+        if is_stop and seq.num_generated >= seq.params.min_tokens:
+            return "stop"
+        return "length" if len(seq.tokens) >= seq.max_len else None
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> Event:
         self._end(seq, reason)

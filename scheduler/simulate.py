@@ -18,7 +18,7 @@ from hashlib import blake2b
 import msgspec
 
 from scheduler.blocks import NUM_RESERVED, BlockPool
-from scheduler.plan import Admit, Event, StepPlan, StepResult, Work
+from scheduler.plan import Admit, Event, PromptResult, StepPlan, StepResult, TokenLogprob, Work
 from scheduler.protocol import EngineStats
 from scheduler.scheduler import Scheduler
 from scheduler.types import FinishReason, Limits, Rejected, SamplingParams, Sequence
@@ -64,12 +64,23 @@ class ToyModel:
     def generate(self, prompt: list[int], params: SamplingParams, max_len: int) -> tuple[list[int], FinishReason]:
         """The oracle: what a sequence must say, whatever it is scheduled with."""
         generated: list[int] = []
-        while True:
+        while params.max_tokens > 0:
             generated.append(self.next_token(prompt + generated, params, len(generated)))
             if generated[-1] in params.stop_ids:
                 return generated, "stop"
             if len(generated) == params.max_tokens or len(prompt) + len(generated) == max_len:
                 return generated, "length"
+        return generated, "length"
+
+    def read(self, prompt: list[int], params: SamplingParams) -> PromptResult | None:
+        """What a prompt is told of itself. Each number depends on all tokens before it."""
+        if not params.reads_prompt:
+            return None
+        logprobs = [
+            TokenLogprob(-self.next_token(prompt[:end], SamplingParams(1), 0), [], []) for end in range(1, len(prompt))
+        ]
+        embedding = struct.pack(f"<{len(prompt)}q", *prompt) if params.embed else None
+        return PromptResult(logprobs if params.prompt_logprobs is not None else None, embedding)
 
 
 @dataclass(slots=True)
@@ -79,6 +90,7 @@ class _Row:
     tokens: list[int]
     prompt_len: int
     blocks: list[int]
+    seen: list[int] = field(default_factory=list)  # what was computed for this row, and not found in the cache
 
 
 class ToyRunner:
@@ -102,12 +114,24 @@ class ToyRunner:
         # A work reads what earlier steps have written, never what this step writes for another row.
         contexts = [self._read(self._rows[work.slot], work.start) for work in plan.works]
         steps = [self._compute(work, context) for work, context in zip(plan.works, contexts, strict=True)]
-        return StepResult([token for token in steps if token is not None], [])
+        tokens = [token for token in steps if token is not None]
+        return StepResult(tokens, [], prompts=self._prompts(plan))
+
+    def _prompts(self, plan: StepPlan) -> dict[int, PromptResult]:
+        """Of the rows that have just sampled their first token."""
+        rows = [self._rows[work.slot] for work in plan.works if work.sample]
+        told = {
+            index: self._model.read(row.seen, row.params)
+            for index, row in enumerate(rows)
+            if len(row.tokens) == row.prompt_len + 1
+        }
+        return {index: result for index, result in told.items() if result is not None}
 
     def _compute(self, work: Work, context: list[int]) -> int | None:
         row = self._rows[work.slot]
         chunk = row.tokens[work.start : work.start + work.count]
         self._write(row, work, chunk)
+        row.seen += chunk
         if not work.sample:
             return None
         row.tokens.append(self._model.next_token(context + chunk, row.params, len(row.tokens) - row.prompt_len))
@@ -172,6 +196,7 @@ class Trace:
     times: list[float] = field(default_factory=list)  # of the tokens
     num_first: int = 0  # events that claimed to be the first
     cached_tokens: int = 0
+    prompt: PromptResult | None = None
     finish: FinishReason | None = None
 
     @property
@@ -287,6 +312,7 @@ class Simulation:
             trace.times += [self.clock()] * len(event.tokens)
             trace.num_first += event.first
             trace.cached_tokens += event.cached_tokens
+            trace.prompt = event.prompt or trace.prompt
             trace.finish = event.finish
         return events
 

@@ -31,6 +31,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: int | None = None  # as logprobs, of the prompt's own tokens
     embed: bool = False  # the prompt's embedding is wanted
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Every position of the prompt is looked at as it is computed; so all are computed, hits or not."""
+        return self.prompt_logprobs is not None or self.embed
+
 
 FinishReason = Literal["stop", "length", "error", "expired"]
 """stop: a stop id. length: max_tokens, context or cache are full. error: its step failed. expired: queued too long."""
@@ -90,6 +95,11 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def takes_hits(self) -> bool:
+        """Blocks that others have computed spare it work. Once its prompt is read and told, also where it asked."""
+        return self.cacheable and (self.num_generated > 0 or not self.params.reads_prompt)
 
 
 class Rejected(Exception):

@@ -27,9 +27,11 @@ prompts = st.one_of(
 )
 params = st.builds(
     SamplingParams,
-    max_tokens=st.integers(1, 14),
+    max_tokens=st.integers(0, 14),
     min_tokens=st.integers(0, 3),
     stop_ids=st.sampled_from([(), tuple(range(8)), tuple(range(32))]),
+    prompt_logprobs=st.sampled_from([None, None, 2]),
+    embed=st.sampled_from([False, False, True]),
 )
 requests = st.builds(
     Request,
@@ -189,7 +191,10 @@ class Engine(RuleBasedStateMachine):
         trace = self.sim.traces[seq.id]
         text, finish = oracle(self.sim, seq)
         assert trace.finish == seq.finish
-        assert trace.num_first == (1 if trace.tokens else 0)
+        assert trace.num_first == (1 if trace.tokens or trace.finish == "length" else 0)
+        assert trace.prompt == (
+            self.sim.model.read(seq.tokens[: seq.prompt_len], seq.params) if trace.num_first else None
+        )
         if seq.id in self.aborted:
             assert trace.finish is None
         elif trace.finish in ("stop", "length"):
@@ -228,7 +233,9 @@ def test_the_text_depends_on_nothing_but_the_request(
     sim.drain()
     for seq in seqs:
         if sim.traces[seq.id].finish != "expired":
-            assert (sim.traces[seq.id].tokens, sim.traces[seq.id].finish) == oracle(sim, seq)
+            trace = sim.traces[seq.id]
+            assert (trace.tokens, trace.finish) == oracle(sim, seq)
+            assert trace.prompt == sim.model.read(seq.tokens[: seq.prompt_len], seq.params)
 
 
 def test_a_crowded_little_engine_meets_everything() -> None:
