@@ -74,6 +74,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
     complete: list[int] = []  # indices into `tokens`: after these their grammar allows nothing more
+    failed: list[int] = []  # indices into `tokens`: not to be used, for their grammar cannot be followed further
     prompts: dict[int, PromptResult] = {}  # by index into `tokens`: prompts whose computation this step finished
 
 

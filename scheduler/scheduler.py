@@ -304,7 +304,11 @@ class Scheduler:
                 self._publish(seq, work.start, work.start + work.count)
             if work.sample:
                 index = next(samples)
-                if seq.phase is not Phase.FINISHED:
+                if seq.phase is Phase.FINISHED:
+                    continue
+                if index in result.failed:
+                    events.append(self._finish(seq, "error"))
+                else:
                     events.append(self._append(seq, result, index, now))
         return events
 
@@ -339,7 +343,7 @@ class Scheduler:
         logprobs = None if logprob is None else [logprob]
         seq.tokens += tokens
         seq.in_flight -= 1
-        finish = self._reason_to_end(seq)
+        finish = self._reason_to_end(seq, complete=bool(tokens) and index in result.complete)
         if finish is not None:
             self._end(seq, finish)
         if not is_first or seq.admitted is None:
@@ -348,9 +352,9 @@ class Scheduler:
         prompt = result.prompts.get(index)
         return Event(seq.id, tokens, logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit, prompt)
 
-    def _reason_to_end(self, seq: Sequence) -> FinishReason | None:
+    def _reason_to_end(self, seq: Sequence, complete: bool) -> FinishReason | None:
         is_stop = seq.num_generated > 0 and seq.tokens[-1] in seq.params.stop_ids
-        if is_stop and seq.num_generated >= seq.params.min_tokens:
+        if complete or (is_stop and seq.num_generated >= seq.params.min_tokens):
             return "stop"
         return "length" if len(seq.tokens) >= seq.max_len else None
 

@@ -61,12 +61,16 @@ class ToyModel:
             if token not in banned:
                 return token
 
+    def completes(self, token: int, params: SamplingParams) -> bool:
+        """A toy grammar is a number: nothing may follow its multiples."""
+        return params.grammar is not None and token % int(params.grammar) == 0
+
     def generate(self, prompt: list[int], params: SamplingParams, max_len: int) -> tuple[list[int], FinishReason]:
         """The oracle: what a sequence must say, whatever it is scheduled with."""
         generated: list[int] = []
         while params.max_tokens > 0:
             generated.append(self.next_token(prompt + generated, params, len(generated)))
-            if generated[-1] in params.stop_ids:
+            if generated[-1] in params.stop_ids or self.completes(generated[-1], params):
                 return generated, "stop"
             if len(generated) == params.max_tokens or len(prompt) + len(generated) == max_len:
                 return generated, "length"
@@ -115,7 +119,9 @@ class ToyRunner:
         contexts = [self._read(self._rows[work.slot], work.start) for work in plan.works]
         steps = [self._compute(work, context) for work, context in zip(plan.works, contexts, strict=True)]
         tokens = [token for token in steps if token is not None]
-        return StepResult(tokens, [], prompts=self._prompts(plan))
+        rows = [self._rows[work.slot] for work in plan.works if work.sample]
+        complete = [index for index, row in enumerate(rows) if self._model.completes(row.tokens[-1], row.params)]
+        return StepResult(tokens, [], complete, prompts=self._prompts(plan))
 
     def _prompts(self, plan: StepPlan) -> dict[int, PromptResult]:
         """Of the rows that have just sampled their first token."""

@@ -38,7 +38,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
 
 
 FinishReason = Literal["stop", "length", "error", "expired"]
-"""stop: a stop id. length: max_tokens, context or cache are full. error: its step failed. expired: queued too long."""
+"""stop: a stop id, or the end of its grammar. length: max_tokens, context or cache are full. error: its step failed, or
+its grammar cannot be followed. expired: queued too long."""
 
 
 class Phase(StrEnum):

@@ -30,6 +30,7 @@ params = st.builds(
     max_tokens=st.integers(0, 14),
     min_tokens=st.integers(0, 3),
     stop_ids=st.sampled_from([(), tuple(range(8)), tuple(range(32))]),
+    grammar=st.sampled_from([None, None, "5"]),
     prompt_logprobs=st.sampled_from([None, None, 2]),
     embed=st.sampled_from([False, False, True]),
 )
