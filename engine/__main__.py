@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -40,7 +41,9 @@ def main() -> int:
 def serve(config: EngineConfig, server: Server) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
     from engine.build import Phases, build  # here, so that a gateway can connect while torch is imported
+    from engine.compiling import CompileQueue
     from engine.errors import ModelRefused, OutOfMemory
+    from engine.grammar import Compiler
     from engine.loop import Loop, StepsFail
 
     phases = Phases(lambda name, done, total: server.broadcast(Progress(name, done, total)))
@@ -50,7 +53,8 @@ def serve(config: EngineConfig, server: Server) -> int:
         return _give_up(server, Fatal("model", str(error)))
     except (OutOfMemory, MemoryError) as error:
         return _give_up(server, Fatal("memory", str(error) or "out of memory"))
-    loop = Loop(scheduler, runner, server, ready.vocab_size)
+    grammars = CompileQueue(lambda told: Compiler(told, ready.vocab_size).compile, server.wake, time.monotonic)
+    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     server.broadcast(ready)

@@ -10,9 +10,22 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from engine.compiling import CompileQueue, Pending
+from engine.grammar import Matchers
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
 from scheduler.plan import Event, StepPlan, StepResult
-from scheduler.protocol import Abort, Accepted, FirstToken, Output, Outputs, Rejection, StepRecord, Submit
+from scheduler.protocol import (
+    Abort,
+    Accepted,
+    FirstToken,
+    Output,
+    Outputs,
+    Rejection,
+    StepRecord,
+    Submit,
+    ToEngine,
+    Vocabulary,
+)
 from scheduler.scheduler import Scheduler
 from scheduler.types import Rejected, Sequence
 
@@ -23,6 +36,9 @@ MAX_FAILED_STEPS = 3  # in a row: then the engine gives up and is started anew
 
 
 class Executor(Protocol):
+    @property
+    def matchers(self) -> Matchers: ...
+
     def execute(self, plan: StepPlan) -> StepResult: ...
 
 
@@ -37,12 +53,14 @@ class Loop:
         runner: Executor,
         server: Server,
         vocab_size: int,
+        grammars: CompileQueue,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._server = server
         self._vocab_size = vocab_size
+        self._grammars = grammars
         self._clock = clock
         self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
         self._failed_in_a_row = 0
@@ -51,9 +69,12 @@ class Loop:
 
     def run(self) -> None:
         """Until `stopping`. Raises StepsFail when the device or the model has broken."""
-        while not self.stopping:
-            if not self.turn():
-                self._idle()
+        try:
+            while not self.stopping:
+                if not self.turn():
+                    self._idle()
+        finally:
+            self._grammars.close()
 
     def stop(self) -> None:
         """From another thread or a signal handler."""
@@ -64,6 +85,8 @@ class Loop:
         """One step, if there is work. False: nothing to do."""
         for connection, message in self._server.take():
             self._handle(connection, message)
+        for pending in self._grammars.take():
+            self._leave_queue(pending)
         self._send(self._scheduler.expired(), None)
         plan = self._scheduler.plan()
         if plan is None:
@@ -95,28 +118,49 @@ class Loop:
 
     # --- messages in ---
 
-    def _handle(self, connection: int, message: Submit | Abort | Gone) -> None:
+    def _handle(self, connection: int, message: ToEngine | Gone) -> None:
         if isinstance(message, Submit):
             self._submit(connection, message)
+        elif isinstance(message, Vocabulary):
+            self._grammars.learn(message)
         else:
             self._cancel(connection, message)
 
     def _submit(self, connection: int, message: Submit) -> None:
+        """One with a grammar is answered once that is compiled."""
         try:
             self._check_ids(message)
-            self._scheduler.submit(self._sequences(connection, message))
-        except Rejected as no:
-            answer: Accepted | Rejection = Rejection(message.seq_ids, no.code, no.message, no.retry_after_s)
-        except ValueError as error:
-            answer = Rejection(message.seq_ids, "invalid", str(error), None)
-        else:
-            self._owned[connection].update(internal_id(connection, seq_id) for seq_id in message.seq_ids)
-            answer = Accepted(message.seq_ids)
-        self._server.send(connection, answer)
+            seqs = self._sequences(connection, message)
+            if message.params.grammar is not None:
+                self._grammars.add(connection, message.params.grammar, seqs)
+            else:
+                self._scheduler.submit(seqs)
+                self._server.send(connection, Accepted(message.seq_ids))
+            self._owned[connection].update(seq.id for seq in seqs)
+        except (Rejected, ValueError) as no:
+            self._server.send(connection, _rejection(message.seq_ids, no))
+
+    def _leave_queue(self, pending: Pending) -> None:
+        """Of those whose grammar is compiled, or will not be."""
+        connection, seqs = pending.connection, pending.seqs
+        seq_ids = [seq.id & SEQ_MASK for seq in seqs]
+        try:
+            matcher = pending.result()
+            self._scheduler.submit(seqs)
+        except (Rejected, ValueError) as no:
+            self._owned[connection].difference_update(seq.id for seq in seqs)
+            self._server.send(connection, _rejection(seq_ids, no))
+            return
+        for seq in seqs:
+            self._runner.matchers.assign(seq.id, matcher)
+        self._server.send(connection, Accepted(seq_ids))
+        self._forget(pending.cancelled)
 
     def _check_ids(self, message: Submit) -> None:
         """An id outside the vocabulary would make the whole step fail, its neighbours included."""
-        ids = [*message.prompt, *(token for token, _ in message.params.logit_bias), *message.params.stop_ids]
+        params = message.params
+        ids = [*message.prompt, *(token for token, _ in params.logit_bias), *params.stop_ids, *params.allowed_ids]
+        ids += [token for word in params.bad_words for token in word]
         if len(message.seeds) != len(message.seq_ids) or not message.seq_ids:
             raise ValueError("a submission needs one seed for each sequence")
         if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
@@ -146,8 +190,13 @@ class Loop:
         else:
             gone = [internal_id(connection, seq_id) for seq_id in message.seq_ids]
             self._owned[connection].difference_update(gone)
-        for seq_id in gone:
+        self._grammars.cancel(gone)
+        self._forget(gone)
+
+    def _forget(self, seq_ids: Iterable[int]) -> None:
+        for seq_id in seq_ids:
             self._scheduler.abort(seq_id)
+            self._runner.matchers.forget(seq_id)
 
     # --- messages out ---
 
@@ -160,6 +209,7 @@ class Loop:
             connection = event.seq_id >> CONNECTION_SHIFT
             if event.finish is not None:
                 self._owned[connection].discard(event.seq_id)
+                self._runner.matchers.forget(event.seq_id)
             if connection in outputs:
                 outputs[connection].append(_output(event))
         self._last_sent = self._clock()
@@ -174,6 +224,12 @@ class Loop:
         stats = self._scheduler.stats()
         for connection in self._server.connections:
             self._server.send(connection, Outputs([], None, stats))
+
+
+def _rejection(seq_ids: list[int], no: Rejected | ValueError) -> Rejection:
+    if isinstance(no, Rejected):
+        return Rejection(seq_ids, no.code, no.message, no.retry_after_s)
+    return Rejection(seq_ids, "invalid", str(no), None)
 
 
 def _output(event: Event) -> Output:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.exclusions import Exclusions, exclusions_of
+from engine.grammar import Matcher, Matchers
 from scheduler.plan import Admit
 from scheduler.types import SamplingParams
 
@@ -43,10 +45,16 @@ class Row:
     num_blocks: int = 0  # valid entries of its block table
     penalties: PenaltyState | None = None
     bias: tuple[Tensor, Tensor] | None = field(default=None)  # ids, values
+    exclusions: Exclusions | None = None
+    matcher: Matcher | None = None
 
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
 
 
 class RowTable:
@@ -54,8 +62,9 @@ class RowTable:
 
     def __init__(self, max_seqs: int, max_blocks: int, vocab_size: int, device: torch.device) -> None:
         self.rows: list[Row | None] = [None] * max_seqs
+        self.matchers = Matchers()
         self.block_tables: NDArray[np.int32] = np.zeros((max_seqs, max_blocks), np.int32)
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._device = device
 
     def __getitem__(self, slot: int) -> Row:
@@ -68,11 +77,14 @@ class RowTable:
         params = admit.params
         row = Row(params, list(admit.tokens), admit.prompt_len)
         if params.repetition != 1.0 or params.presence or params.frequency:
-            prompt, generated = row.tokens[: row.prompt_len], row.tokens[row.prompt_len :]
-            row.penalties = PenaltyState(prompt, generated, self._vocab_size, self._device)
+            prompt = row.tokens[: row.prompt_len]
+            row.penalties = PenaltyState(prompt, row.generated, self.vocab_size, self._device)
         if params.logit_bias:
             ids, values = zip(*params.logit_bias, strict=True)
             row.bias = (torch.tensor(ids, device=self._device), torch.tensor(values, device=self._device))
+        row.exclusions = exclusions_of(params, self._device)
+        if params.grammar is not None:
+            row.matcher = self.matchers.start(admit.seq_id, row.generated)
         self.rows[admit.slot] = row
         self.block_tables[admit.slot] = 0
         self.extend(admit.slot, admit.blocks)
@@ -90,3 +102,5 @@ class RowTable:
         row.tokens.append(token)
         if row.penalties is not None:
             row.penalties.add(token)
+        if row.matcher is not None:
+            row.matcher.consume_tokens([token])

@@ -1,4 +1,5 @@
-"""From logits to tokens: penalties and biases, filters, then a draw whose noise depends on seed and position only."""
+"""From logits to tokens: penalties, biases and grammars, filters, then a draw whose noise depends on seed and position
+only."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine import noise
+from engine.constraint import Mask
 from engine.rows import Row
 from scheduler.plan import StepResult, TokenLogprob
 from scheduler.types import SamplingParams
@@ -15,29 +17,30 @@ from scheduler.types import SamplingParams
 NUCLEUS = 256  # candidates first looked at for top_p and min_p; the whole vocabulary where they do not suffice
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> StepResult:
+def sample(logits: Tensor, rows: Sequence[Row], mask: Mask | None = None) -> StepResult:
     """One token for each row. logits: [rows, vocab] float32, changed in place."""
     logprobs = _logprobs_before(logits, rows)
     for index, row in enumerate(rows):
         if needs_processing(row):
             logits[index] = process(logits[index], row)
+    if mask is not None:
+        mask.apply(logits)
     tokens = _choose(logits, rows).tolist()  # the step's one wait for the device
     return StepResult(tokens, [_told(logprobs, index, tokens[index], rows) for index in range(len(rows))])
 
 
 def needs_processing(row: Row) -> bool:
-    return row.penalties is not None or row.bias is not None or row.num_generated < row.params.min_tokens
+    return row.penalties is not None or row.bias is not None or row.exclusions is not None
 
 
 def process(logits: Tensor, row: Row) -> Tensor:
-    """Penalties, then logit_bias, then stop ids ruled out until min_tokens. logits: [vocab]."""
+    """Penalties, then logit_bias, then what the request rules out. logits: [vocab]."""
     if row.penalties is not None:
         logits = row.penalties.apply(logits, row.params)
     if row.bias is not None:
         logits = logits.index_add(0, *row.bias)
-    if row.num_generated < row.params.min_tokens and row.params.stop_ids:
-        logits = logits.clone()
-        logits[torch.tensor(row.params.stop_ids, device=logits.device)] = float("-inf")
+    if row.exclusions is not None:
+        logits = row.exclusions.apply(logits, row.generated)
     return logits
 
 

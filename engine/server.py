@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from scheduler.protocol import Abort, FrameError, FrameSplitter, FromEngine, Submit, encode_frame, to_engine_decoder
+from scheduler.protocol import Abort, FrameError, FrameSplitter, FromEngine, ToEngine, encode_frame, to_engine_decoder
 
 log = logging.getLogger("headrace.engine")
 
@@ -57,7 +57,7 @@ class Server:
         self._connections: dict[int, _Connection] = {}
         self._last_number = 0
         self._greeting: dict[str, bytes] = {}  # the last frame of each kind that a newcomer must see
-        self._inbox: deque[tuple[int, Submit | Abort | Gone]] = deque()
+        self._inbox: deque[tuple[int, ToEngine | Gone]] = deque()
         self._aborts: deque[tuple[int, Abort | Gone]] = deque()
         self._arrived = threading.Event()
         self._heard = threading.Event()  # some gateway has read all that was sent to it
@@ -67,7 +67,7 @@ class Server:
 
     # --- the step loop's side ---
 
-    def take(self) -> list[tuple[int, Submit | Abort | Gone]]:
+    def take(self) -> list[tuple[int, ToEngine | Gone]]:
         """(connection, message) of all that has arrived, in order."""
         self._arrived.clear()
         self._aborts.clear()  # all of them are in the inbox too
@@ -201,9 +201,9 @@ class Server:
         except (FrameError, msgspec.DecodeError) as error:
             self._drop(selector, peer, f"it does not speak the protocol: {error}")
 
-    def _deliver(self, connection: int, message: Submit | Abort | Gone) -> None:
+    def _deliver(self, connection: int, message: ToEngine | Gone) -> None:
         self._inbox.append((connection, message))
-        if not isinstance(message, Submit):
+        if isinstance(message, Abort | Gone):
             self._aborts.append((connection, message))
         self._arrived.set()
 

@@ -1,9 +1,12 @@
 """The step loop with a scripted server and a toy executor: who hears what, and what a failing step costs."""
 
 from collections import deque
+from typing import Any
 
 import pytest
 
+from engine.compiling import CompileQueue
+from engine.grammar import Matchers
 from engine.loop import Loop, StepsFail
 from engine.server import Gone
 from scheduler.blocks import BlockPool
@@ -50,6 +53,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.broken = 0
+        self.matchers = Matchers()
         self.steps = 0
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -66,7 +70,9 @@ class World:
         self.server, self.runner, self.now = FakeServer(), Counting(), 0.0
         sizes = {"max_seqs": 4, "max_step_tokens": 32, "max_model_len": 64, "block_size": 4, **limits}
         self.scheduler = Scheduler(Limits(**sizes), BlockPool(40, 4), lambda: self.now)
-        self.loop = Loop(self.scheduler, self.runner, self.server, VOCAB, lambda: self.now)  # type: ignore[arg-type]
+        grammars = CompileQueue(lambda told: NotImplemented, self.server.wake, lambda: self.now)
+        server: Any = self.server
+        self.loop = Loop(self.scheduler, self.runner, server, VOCAB, grammars, lambda: self.now)
 
     def submit(self, seq_id: int, connection: int = 1, *, prompt: list[int] | None = None, **more: object) -> None:
         params = SamplingParams(max_tokens=3)
@@ -184,6 +190,8 @@ def test_the_engine_gives_up_when_step_after_step_fails() -> None:
         (Submit([1], [VOCAB], SamplingParams(max_tokens=1), [0]), "0 .. 49"),
         (Submit([1], [-1], SamplingParams(max_tokens=1), [0]), "0 .. 49"),
         (Submit([1], [1], SamplingParams(max_tokens=1, logit_bias=((VOCAB, 1.0),)), [0]), "0 .. 49"),
+        (Submit([1], [1], SamplingParams(max_tokens=1, allowed_ids=(VOCAB,)), [0]), "0 .. 49"),
+        (Submit([1], [1], SamplingParams(max_tokens=1, bad_words=((1,), (2, -1))), [0]), "0 .. 49"),
         (Submit([1], [], SamplingParams(max_tokens=1), [0]), "empty"),
         (Submit([1], [1], SamplingParams(max_tokens=1), []), "one seed for each"),
     ],
