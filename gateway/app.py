@@ -17,9 +17,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import faults
+from gateway.error_shape import error_response
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, exchange_of, request_id
-from gateway.openai import encode
+from gateway.guard import RATE_LIMIT_HEADERS, Guard
 from gateway.prepare import Workers, prepare_chat, prepare_completion
 from gateway.race import ClientGone
 from gateway.routes import Generate, Pages
@@ -41,7 +42,7 @@ def create_app(services: Services) -> Starlette:
     logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
     app = Starlette(
         routes=routes(services, workers, installed_version()),
-        middleware=[Middleware(Edge, services=services), *cors(services)],
+        middleware=[Middleware(Edge, services=services), *cors(services), *guard(services)],
         exception_handlers={ApiError: api_error, HTTPException: http_error, ClientGone: client_gone},
         lifespan=lifespan,
     )
@@ -72,11 +73,19 @@ def cors(services: Services) -> list[Middleware]:
     if not origins:
         return []
     shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "retry-after", "retry-after-ms"]
+    shown += RATE_LIMIT_HEADERS
     return [
         Middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
         )
     ]
+
+
+def guard(services: Services) -> list[Middleware]:
+    """Inside CORS: a browser asks for permission without a key, and may read a refusal."""
+    if services.keys is None and not services.settings.rate_limits:
+        return []
+    return [Middleware(Guard, services=services)]
 
 
 def installed_version() -> str:
@@ -134,18 +143,13 @@ class Edge:
             exchange.fail(error)
             # Once a response has begun, only its missing end can tell the client.
             if exchange.status == 0:
-                await error_response(error)(scope, receive, send)
-
-
-def error_response(error: ApiError) -> Response:
-    body = encode(error.body())
-    return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
+                await error_response(error, scope["path"])(scope, receive, send)
 
 
 async def api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     exchange_of(request.scope).fail(error)
-    return error_response(error)
+    return error_response(error, request.scope["path"])
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -160,7 +164,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     converted = ApiError(error.status_code, message, code=codes.get(error.status_code), headers=headers)
     exchange_of(request.scope).fail(converted)
-    return error_response(converted)
+    return error_response(converted, request.scope["path"])
 
 
 async def client_gone(request: Request, error: Exception) -> Response:

@@ -31,6 +31,11 @@ class Exchange:
     cached_tokens: int = 0
     generated_tokens: int = 0
     ttft_s: float | None = None
+    key: str | None = None  # the name of the one that was given
+
+    @property
+    def used_tokens(self) -> int:
+        return self.prompt_tokens + self.generated_tokens
 
     def fail(self, error: ApiError) -> None:
         """The first outcome counts."""
@@ -54,6 +59,7 @@ class AccessLine(msgspec.Struct, frozen=True):
     generated_tokens: int
     ttft_ms: float | None
     total_ms: float
+    key: str | msgspec.UnsetType = msgspec.UNSET  # where keys are set
 
     @classmethod
     def of(cls, exchange: Exchange, seconds: float) -> AccessLine:
@@ -69,6 +75,7 @@ class AccessLine(msgspec.Struct, frozen=True):
             exchange.generated_tokens,
             None if exchange.ttft_s is None else round(exchange.ttft_s * 1000, 3),
             round(seconds * 1000, 3),
+            exchange.key or msgspec.UNSET,
         )
 
 

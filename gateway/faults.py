@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 
 from gateway.errors import ApiError
+from gateway.ratelimit import Refusal, duration
 from gateway.services import Services
 from scheduler.types import Rejected
 
 _JITTER_BITS = 16
 _SPREAD = 0.5  # a stated wait is up to so much longer than the estimate
+_PATIENCE_S = 120.0  # OpenAI's clients give up at once where they are told to wait longer
 CLIENT_CLOSED = 499  # for logs and metrics; nobody is left to read it
 
 
 def retry_headers(estimate_s: float, services: Services) -> dict[str, str]:
     """Never less than the estimate, and spread: OpenAI's clients come back after exactly the time they were told."""
     jitter = services.random_bits(_JITTER_BITS) / (1 << _JITTER_BITS)
-    wait_s = max(0.1, estimate_s) * (1 + _SPREAD * jitter)
+    least_s = max(0.1, estimate_s)
+    most_s = least_s * (1 + _SPREAD)
+    if least_s <= _PATIENCE_S:
+        most_s = min(most_s, _PATIENCE_S)
+    wait_s = least_s + (most_s - least_s) * jitter
     return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
 
 
@@ -45,6 +51,26 @@ def rejected(services: Services, refusal: Rejected) -> ApiError:
     # Everything else should have been caught here first, so it is not the client's fault.
     message = f"The engine refused the request: {refusal.message}"
     return ApiError(500, message, type="server_error", code="engine_refused")
+
+
+def unauthorized(key_was_given: bool) -> ApiError:
+    message = "The API key is not one of this server's." if key_was_given else "This server asks for an API key."
+    message += " Send it as 'Authorization: Bearer <key>' or 'x-api-key: <key>'."
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def rate_limited(services: Services, refusal: Refusal) -> ApiError:
+    """What a client's own limits refused."""
+    limits = {
+        "requests": f"{refusal.limit} requests a minute",
+        "tokens": f"{refusal.limit} tokens a minute",
+        "concurrency": f"{refusal.limit} requests at the same time",
+    }
+    wait_s = services.settings.retry_after_s if refusal.wait_s is None else refusal.wait_s
+    wait = "" if refusal.wait_s is None else f" There is room again in {duration(refusal.wait_s)}."
+    message = f"The limit of {limits[refusal.kind]} is reached.{wait}"
+    headers = retry_headers(wait_s, services)
+    return ApiError(429, message, type="rate_limit_exceeded", code="rate_limit_exceeded", headers=headers)
 
 
 def generation_failed() -> ApiError:

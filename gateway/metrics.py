@@ -22,7 +22,8 @@ ENDPOINTS = frozenset({"chat", "completions", "models", "tokenize", "detokenize"
 OUTCOMES = frozenset(
     {"ok", "stop", "length", "invalid", "rejected", "unavailable", "error", "expired", "client_closed", "slow_reader"}
 )
-REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "engine_unavailable"})
+REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "engine_unavailable", "unauthorized"})
+RATE_LIMITS = frozenset({"requests", "tokens", "concurrency"})
 ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed"})
 STEP_KINDS = frozenset({"prefill", "decode", "mixed"})
 OTHER = "other"
@@ -63,6 +64,7 @@ class Metrics:
     def _create_request_series(self) -> None:
         self._requests = self._counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
         self._rejections = self._counter("rejections", "Requests refused before any work.", ("reason",))
+        self._rate_limited = self._counter("rate_limited", "Requests refused for their client's own limits.", ("kind",))
         self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",))
         self._streams_open = self._gauge("streams_open", "Event streams being sent.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
@@ -153,6 +155,9 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         self._rejections.labels(bounded(reason, REJECTIONS)).inc()
+
+    def rate_limited(self, kind: str) -> None:
+        self._rate_limited.labels(bounded(kind, RATE_LIMITS)).inc()
 
     def aborted(self, cause: str, num_seqs: int) -> None:
         self._aborts.labels(bounded(cause, ABORTS)).inc(num_seqs)

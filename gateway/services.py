@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from gateway.client import EngineClient
 from gateway.drain import Drain
+from gateway.keys import Keys
 from gateway.metrics import Metrics
+from gateway.ratelimit import RateLimits
 from gateway.served import ServedModel
 
 
@@ -29,6 +31,14 @@ class HttpSettings:
     inline_chars: int = 512  # texts up to this length are tokenised on the event loop
     retry_after_s: float = 1.0  # stated where nobody has a better estimate
     allow_origins: tuple[str, ...] = ()  # of CORS; empty: CORS is off
+    metrics_auth: bool = True  # /metrics asks for a key, where there are keys
+    rate_limits: RateLimits = field(default_factory=RateLimits)  # of keys without their own; without keys, of all
+    max_messages: int = 10_000  # of a chat
+    max_message_chars: int | None = None
+    max_total_chars: int | None = None  # of all messages of a chat
+    max_temperature: float = 2.0
+    max_top_k: int | None = None
+    max_tokens_limit: int | None = None  # what max_tokens may be at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class Services:
     drain: Drain
     metrics: Metrics
     settings: HttpSettings = field(default_factory=HttpSettings)
+    keys: Keys | None = None  # None: nobody needs one
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     random_bits: Callable[[int], int] = secrets.randbits

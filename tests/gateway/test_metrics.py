@@ -14,8 +14,9 @@ from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_services
 NAMES = """
 aborts batch_size e2e_seconds engine_restarts engine_up failed_steps generation_tokens inter_token_seconds
 kv_blocks_cached kv_blocks_total kv_blocks_used preemptions prefill_seconds prefix_hits prefix_queries prompt_tokens
-prompt_tokens_cached queue_seconds recomputed_tokens rejections request_generation_tokens request_prompt_tokens requests
-requests_running requests_waiting step_seconds step_tokens steps streams_open tpot_seconds ttft_seconds waiting_tokens
+prompt_tokens_cached queue_seconds rate_limited recomputed_tokens rejections request_generation_tokens
+request_prompt_tokens requests requests_running requests_waiting step_seconds step_tokens steps streams_open
+tpot_seconds ttft_seconds waiting_tokens
 """
 
 

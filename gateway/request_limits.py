@@ -1,0 +1,56 @@
+"""How much one request may ask for, beyond what the model itself can do. Pure; each refusal names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from gateway.errors import ApiError
+from gateway.services import HttpSettings
+
+
+class Sampling(Protocol):
+    """What a request says of sampling; None: nothing."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]], settings: HttpSettings) -> None:
+    """content: text, or None where a message has none. Raises 400."""
+    if len(messages) > settings.max_messages:
+        message = f"There are {len(messages)} messages; this server takes at most {settings.max_messages}."
+        raise _too_much("messages", message)
+    total = 0
+    for index, each in enumerate(messages):
+        num_chars = len(each.get("content") or "")
+        total += num_chars
+        most = settings.max_message_chars
+        if most is not None and num_chars > most:
+            message = f"Message {index} has {num_chars} characters; this server takes at most {most}."
+            raise _too_much(f"messages[{index}].content", message)
+    if settings.max_total_chars is not None and total > settings.max_total_chars:
+        message = f"The messages have {total} characters; this server takes at most {settings.max_total_chars} in all."
+        raise _too_much("messages", message)
+
+
+def check_sampling(request: Sampling, settings: HttpSettings) -> None:
+    """The highest values only: the lowest are the same everywhere. Raises 400."""
+    _at_most("temperature", request.temperature, settings.max_temperature)
+    _at_most("top_k", request.top_k, settings.max_top_k)
+    _at_most("max_tokens", request.max_tokens, settings.max_tokens_limit)
+    _at_most("max_completion_tokens", getattr(request, "max_completion_tokens", None), settings.max_tokens_limit)
+
+
+def _at_most(param: str, value: float | None, most: float | None) -> None:
+    if value is not None and most is not None and value > most:
+        message = f"{param} is {value}; this server takes at most {most}."
+        raise ApiError(400, message, param=param, code="value_out_of_range")
+
+
+def _too_much(param: str, message: str) -> ApiError:
+    return ApiError(400, message, param=param, code="request_too_long")
