@@ -27,6 +27,7 @@ from scheduler.protocol import (
     Rejection,
     StepRecord,
     Submit,
+    Vocabulary,
     encode_frame,
     from_engine_decoder,
 )
@@ -81,6 +82,7 @@ class SocketEngine:
         self._silence_limit_s = silence_limit_s
         self._next_id = 1
         self._ready: Ready | None = None
+        self._vocabulary = b""  # the frame that tells it to each engine
         self._stats: EngineStats | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._sinks: dict[int, Sink] = {}
@@ -93,6 +95,15 @@ class SocketEngine:
     @property
     def stats(self) -> EngineStats | None:
         return self._stats
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Told to the engine, and to each that follows it. Until then, requests with a grammar are refused."""
+        self._vocabulary = encode_frame(vocabulary)
+        self._spell()
+
+    def _spell(self) -> None:
+        if self._vocabulary and self._ready is not None and self._writer is not None:
+            self._writer.write(self._vocabulary)
 
     def new_ids(self, count: int) -> list[int]:
         first, self._next_id = self._next_id, self._next_id + count
@@ -175,6 +186,7 @@ class SocketEngine:
                 listener.on_progress(message)
             case Ready():
                 self._ready = message
+                self._spell()
                 self._observer.engine_up(True)
                 listener.on_ready(message)
             case Fatal():

@@ -10,7 +10,7 @@ from gateway import engine_process
 from gateway.client import EngineUnavailable
 from gateway.engine_socket import EngineFailed, SocketEngine
 from gateway.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
-from scheduler.protocol import EngineConfig, Progress
+from scheduler.protocol import EngineConfig, Progress, Vocabulary
 from tests.fixtures.engines import RecordingObserver, World, started, world
 from tests.fixtures.fake_engine import Order
 
@@ -131,6 +131,19 @@ async def test_close_fails_what_is_open() -> None:
         sink = await each.ask(Order.HANG)
         await each.supervisor.close()
     assert len(sink.failures) == 1
+
+
+async def test_every_engine_is_taught_the_vocabulary_before_it_is_asked() -> None:
+    async with started() as each:
+        untaught = await each.ask(Order.SPELL)
+        each.engine.teach(Vocabulary([b"a", b"b", b"<end>"], [2], [2]))
+        taught = await each.ask(Order.SPELL)
+        await taught.finished()
+        await die(each)
+        await up_again(each)
+        anew = await each.ask(Order.SPELL)
+        await anew.finished()
+    assert [sink.tokens for sink in (untaught, taught, anew)] == [[0], [3, 2], [3, 2]]
 
 
 async def test_close_before_start_is_harmless() -> None:
