@@ -24,7 +24,7 @@ class BatchView:
     ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     slots: Tensor  # [num_tokens] int64: block * block_size + offset, where each token's key and value are written
-    sample_rows: Tensor  # [num_samples] int64: rows whose logits are wanted
+    sample_rows: Tensor  # [num_samples] int64: rows that the next token is sampled from
     q_starts: NDArray[np.int32]  # [num_seqs + 1]
     kv_lens: NDArray[np.int32]  # [num_seqs]
     block_tables: NDArray[np.int32]  # [num_seqs, widest table]; unused entries hold block 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from engine import sampler
 from engine.batch import BatchView
+from engine.constraint import Masks, judge
+from engine.grammar import Matchers
+from engine.prompt import Head, PromptReaders
 from engine.rows import RowTable
 from scheduler.plan import StepPlan, StepResult, Work
 
 
-class Model(Protocol):
+class Model(Head, Protocol):
     def forward(self, view: BatchView) -> Tensor:
-        """Logits, float32 [num_samples, vocab]; writes the keys and values of every row."""
+        """Hidden states [tokens, hidden] before the final norm; writes the keys and values of every row."""
 
 
 class Runner:
@@ -26,30 +30,46 @@ class Runner:
     def __init__(self, model: Model, rows: RowTable, block_size: int, device: torch.device) -> None:
         self._model = model
         self._rows = rows
+        self._masks = Masks(len(rows.rows), rows.vocab_size, device)
+        self._prompts = PromptReaders(model)
         self._block_size = block_size
         self._device = device
+
+    @property
+    def matchers(self) -> Matchers:
+        return self._rows.matchers
 
     @torch.inference_mode()  # sampling changes in place what the forward pass made in this mode
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step. Whatever it raises, later plans may still be executed once the scheduler has failed this."""
+        self._update_rows(plan)
+        slots = [work.slot for work in plan.works if work.sample]
+        sampled = [self._rows[slot] for slot in slots]
+        self._masks.begin(sampled)
+        view = self._view(plan.works)
+        hidden = self._model.forward(view)
+        prompts = self._prompts.read(plan.works, hidden)
+        if not slots:
+            return StepResult([], [])
+        logits = self._model.head(hidden[view.sample_rows])
+        result = sampler.sample(logits, sampled, self._masks.finish())
+        for slot, token in zip(slots, result.tokens, strict=True):
+            self._rows.append(slot, token)
+        return msgspec.structs.replace(judge(result, sampled), prompts=prompts)
+
+    def _update_rows(self, plan: StepPlan) -> None:
         for slot in plan.releases:
             self.release(slot)
         for admit in plan.admits:
             self._rows.admit(admit)
+            self._prompts.admit(admit)
         for work in plan.works:
             if work.new_blocks:
                 self._rows.extend(work.slot, work.new_blocks)
-        logits = self._model.forward(self._view(plan.works))
-        slots = [work.slot for work in plan.works if work.sample]
-        if not slots:
-            return StepResult([], [])
-        result = sampler.sample(logits, [self._rows[slot] for slot in slots])
-        for slot, token in zip(slots, result.tokens, strict=True):
-            self._rows.append(slot, token)
-        return result
 
     def release(self, slot: int) -> None:
         self._rows.release(slot)
+        self._prompts.release(slot)
 
     def _view(self, works: list[Work]) -> BatchView:
         counts = np.array([work.count for work in works], np.int32)

@@ -37,15 +37,24 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, view: BatchView) -> Tensor:
-        """Logits, float32 [num_samples, vocab], of view.sample_rows; writes keys and values of every row."""
+        """Hidden states [tokens, hidden] before the final norm; writes keys and values of every row."""
         x = F.embedding(view.ids, self.weights.embed)  # [tokens, hidden]
         cos, sin = self._cos[view.positions, None], self._sin[view.positions, None]  # [tokens, 1, head_dim / 2]
         meta = self.attention.prepare(view, self.cache.block_size)
         for index, layer in enumerate(self.weights.layers):
             x = x + self._attend(index, layer, self._norm(x, layer.attn_norm), cos, sin, meta)
             x = x + self._mlp(layer, self._norm(x, layer.ffn_norm))
-        x = self._norm(x[view.sample_rows], self.weights.final_norm)
-        return F.linear(x, self.weights.head).float()
+        return x
+
+    @torch.inference_mode()
+    def norm(self, x: Tensor) -> Tensor:
+        """The final norm. x: [rows, hidden]"""
+        return self._norm(x, self.weights.final_norm)
+
+    @torch.inference_mode()
+    def head(self, x: Tensor) -> Tensor:
+        """Logits, float32 [rows, vocab], of hidden states before the final norm."""
+        return F.linear(self.norm(x), self.weights.head).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.spec.norm_eps)
