@@ -28,8 +28,12 @@ class Call:
 
 
 class ToolFormat(Protocol):
-    name: str
-    markers: tuple[str, ...]  # must be visible in the answer's text, also where they are control tokens
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def markers(self) -> Sequence[str]:
+        """Must be visible in the answer's text, also where they are control tokens."""
 
     def reader(self, new_id: Callable[[], str]) -> Reader:
         """Finds calls in one answer. `new_id` names each of them."""
