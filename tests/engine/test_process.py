@@ -102,6 +102,22 @@ def test_it_answers_and_ends_with_its_parent(engine: Engine) -> None:
     assert engine.process.wait(DEADLINE_S) == 0
 
 
+def test_a_prompt_that_fills_the_context_is_scored_and_nothing_is_generated(engine: Engine) -> None:
+    gateway = engine.connect()
+    assert isinstance(engine.after_start(gateway), Ready)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=2, embed=True)
+    leader, follower = answer(gateway, Submit([1, 2], [5, 6] * 64, params, [1, 2]))
+    for output in (leader, follower):
+        assert (output.tokens, output.logprobs, output.finish) == ([], None, "length")
+    assert leader.first is not None
+    assert leader.first.prompt is not None
+    assert leader.first.prompt.logprobs is not None
+    assert [len(told.top_ids) for told in leader.first.prompt.logprobs] == [2] * 127
+    assert len(leader.first.prompt.embedding or b"") == 4 * CONFIG["hidden_size"]
+    assert follower.first is not None
+    assert (follower.first.prompt, follower.first.cached_tokens) == (None, 112)
+
+
 def test_sigterm_ends_it_with_code_0_and_sigint_does_nothing(engine: Engine) -> None:
     gateway = engine.connect()
     assert isinstance(engine.after_start(gateway), Ready)
