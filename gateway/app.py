@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +20,7 @@ from gateway.error_shape import error_response
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, exchange_of, request_id
 from gateway.guard import RATE_LIMIT_HEADERS, Guard
+from gateway.messages.routes import CountTokens, prepare_messages
 from gateway.prepare import Workers, prepare_chat, prepare_completion
 from gateway.race import ClientGone
 from gateway.routes import Generate, Pages
@@ -41,7 +41,7 @@ def create_app(services: Services) -> Starlette:
     # Its debug line holds whole chunks, and answers are never logged.
     logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
     app = Starlette(
-        routes=routes(services, workers, installed_version()),
+        routes=routes(services, workers),
         middleware=[Middleware(Edge, services=services), *cors(services), *guard(services)],
         exception_handlers={ApiError: api_error, HTTPException: http_error, ClientGone: client_gone},
         lifespan=lifespan,
@@ -50,13 +50,18 @@ def create_app(services: Services) -> Starlette:
     return app
 
 
-def routes(services: Services, workers: Workers, version: str) -> list[Route]:
-    pages = Pages(services, workers, version)
-    chat = Generate(services, workers, "chat", prepare_chat, version)
-    completions = Generate(services, workers, "completions", prepare_completion, version)
+def routes(services: Services, workers: Workers) -> list[Route]:
+    pages = Pages(services, workers)
+    chat = Generate(services, workers, "chat", prepare_chat)
+    completions = Generate(services, workers, "completions", prepare_completion)
+    messages = Generate(services, workers, "messages", prepare_messages)
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions/render", pages.render_chat, methods=["POST"]),
+        Route("/v1/completions/render", pages.render_completion, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
         Route("/health", pages.health),
@@ -86,13 +91,6 @@ def guard(services: Services) -> list[Middleware]:
     if services.keys is None and not services.settings.rate_limits:
         return []
     return [Middleware(Guard, services=services)]
-
-
-def installed_version() -> str:
-    try:
-        return version("headrace")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Edge:
@@ -127,6 +125,7 @@ class Edge:
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", exchange.request_id.encode()),
+                    (b"request-id", exchange.request_id.encode()),  # Anthropic's clients look here
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     (b"openai-version", OPENAI_VERSION),
                 ]
@@ -143,13 +142,13 @@ class Edge:
             exchange.fail(error)
             # Once a response has begun, only its missing end can tell the client.
             if exchange.status == 0:
-                await error_response(error, scope["path"])(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
 
 
 async def api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     exchange_of(request.scope).fail(error)
-    return error_response(error, request.scope["path"])
+    return error_response(error, request.scope)
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -164,7 +163,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     converted = ApiError(error.status_code, message, code=codes.get(error.status_code), headers=headers)
     exchange_of(request.scope).fail(converted)
-    return error_response(converted, request.scope["path"])
+    return error_response(converted, request.scope)
 
 
 async def client_gone(request: Request, error: Exception) -> Response:

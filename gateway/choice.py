@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gateway.openai import WireFinish
+from msgspec import UNSET, UnsetType
+
+from gateway.convert import TextRules
+from gateway.openai import Finish
+from gateway.parts import Part, Reader, Reasoning
 from gateway.text import StopMatcher, Utf8Stream
 from gateway.tokenizer.base import Tokenizer
-from scheduler.plan import TokenLogprob
+from scheduler.plan import PromptResult, TokenLogprob
 from scheduler.protocol import Output
 
 
@@ -35,20 +39,25 @@ class Delta:
 
     index: int
     text: str = ""
+    parts: list[Part] | None = None  # what a reader made of the text; None: there is no reader
     marks: list[Mark] | None = None
-    finish: WireFinish | None = None
+    tokens: list[int] = field(default_factory=list)  # where the request wants them
+    prompt: PromptResult | None = None
+    finish: Finish | None = None
+    stop: str | int | UnsetType = UNSET  # the stop string or the request's own stop id that ended it
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.marks or self.finish)
+        return bool(self.text or self.parts or self.marks or self.tokens or self.prompt or self.finish)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceSpec:
-    """What the choices of a request have in common."""
+    """What the choices of a prompt have in common."""
 
     tokenizer: Tokenizer
-    stops: tuple[str, ...]
-    stop_ids: frozenset[int]
+    rules: TextRules
+    eos_ids: frozenset[int]
+    stop_ids: frozenset[int]  # those of eos_ids that count, and the request's own
     min_tokens: int  # stop strings are not looked for in the text of so many tokens
     logprobs: bool
 
@@ -57,10 +66,12 @@ class Choice:
     def __init__(self, index: int, spec: ChoiceSpec) -> None:
         self.index = index
         self.num_tokens = 0  # used: up to the one that completed a stop string, or that ended the sequence
-        self.finish: WireFinish | None = None
+        self.num_reasoning = 0  # of which before the answer proper
+        self.finish: Finish | None = None
         self._spec = spec
         self._utf8 = Utf8Stream()
-        self._matcher = StopMatcher(list(spec.stops)) if spec.stops else None
+        self._matcher = StopMatcher(list(spec.rules.stops)) if spec.rules.stops else None
+        self._reader: Reader | None = spec.rules.reader() if spec.rules.reader else None
         self._marks: deque[Mark] = deque()
         self._num_chars = 0
         self._num_sent = 0
@@ -74,6 +85,8 @@ class Choice:
             ends_sequence = output.finish == "stop" and position == len(output.tokens) - 1
             text = self._decode(token, ends_sequence)
             self.num_tokens += 1
+            if self._spec.rules.token_ids:
+                delta.tokens.append(token)
             if self._spec.logprobs:
                 self._mark(token, text, output.logprobs, position)
             self._num_chars += len(text)
@@ -81,15 +94,26 @@ class Choice:
                 break
         if self.finish is None and output.finish is not None:
             self._end(output, delta)
+        if self._reader is not None:
+            self._read(self._reader, delta)
         self._release_marks(delta)
         return delta
 
+    def _read(self, reader: Reader, delta: Delta) -> None:
+        delta.parts = reader.push(delta.text)
+        if any(isinstance(part, Reasoning) for part in delta.parts):
+            self.num_reasoning = self.num_tokens
+        if self.finish is not None:
+            delta.parts = [*delta.parts, *reader.finish()]
+
     def _decode(self, token: int, ends_sequence: bool) -> str:
-        """Control tokens, and the stop id that ended the sequence, are not part of the text."""
-        tokenizer = self._spec.tokenizer
-        if (ends_sequence and token in self._spec.stop_ids) or not token < tokenizer.vocab_size:
+        """Control tokens, and the stop id that ended the sequence, are not part of the text, unless asked for."""
+        tokenizer, rules = self._spec.tokenizer, self._spec.rules
+        ends_it = ends_sequence and token in self._spec.stop_ids and not rules.include_stop
+        if ends_it or not token < tokenizer.vocab_size:
             return ""
-        return "" if tokenizer.is_special(token) else self._utf8.push(tokenizer.token_bytes(token))
+        hidden = tokenizer.is_special(token) and token not in rules.visible_ids
+        return "" if hidden else self._utf8.push(tokenizer.token_bytes(token))
 
     def _send(self, text: str, delta: Delta) -> bool:
         """Adds what may be sent of `text`. True if a stop string ended the choice."""
@@ -102,7 +126,10 @@ class Choice:
         self._num_sent += len(ready)
         if matched is None:
             return False
+        if self._spec.rules.include_stop:
+            delta.text += matched
         self.finish = delta.finish = "stop"
+        delta.stop = matched
         return True
 
     def _end(self, output: Output, delta: Delta) -> None:
@@ -113,6 +140,9 @@ class Choice:
         if self._matcher is not None:
             delta.text += self._matcher.flush()
         self.finish = delta.finish = "stop" if output.finish == "stop" else "length"
+        last = output.tokens[-1] if output.tokens and output.finish == "stop" else None
+        if last in self._spec.stop_ids and last not in self._spec.eos_ids:
+            delta.stop = last
 
     def _mark(self, token: int, text: str, logprobs: Sequence[TokenLogprob] | None, position: int) -> None:
         if logprobs is None or position >= len(logprobs):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from getpass import getpass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +55,20 @@ def serve(**given: str | bool | None) -> None:
     raise typer.Exit(_run(config))
 
 
+def hash_key() -> None:
+    """Print what --api-key-file may hold instead of a key. The key is typed, or comes from a pipe."""
+    from gateway.keys import KeysError, parse_key
+
+    try:
+        key = parse_key(getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline().strip())
+    except KeysError as error:
+        raise typer.Exit(_complain(str(error), 2)) from error
+    print(f"sha256:{key.digest.hex()}")
+
+
 def _run(config: Config) -> int:
     # imported here: --help need not wait for the whole server
+    from gateway.keys import KeysError
     from gateway.serve import Stopped, Surroundings, serve
 
     configure_logging(config.log_level)
@@ -63,6 +76,8 @@ def _run(config: Config) -> int:
     around = Surroundings(dict(os.environ), out=Console(), progress=Console(stderr=True))
     try:
         return serve(config, around)
+    except KeysError as error:
+        return _complain(f"keys: {error}", 2)
     except (ModelError, BindError, EngineFailed) as error:
         return _complain(str(error), 1)
     except Stopped as stopped:
@@ -117,3 +132,4 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 app.command("serve")(_with_options(serve))
+app.command("hash-key")(hash_key)

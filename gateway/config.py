@@ -21,6 +21,19 @@ from gateway.fetch import DEFAULT_MODEL
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
+PRESETS: dict[str, dict[str, int | float]] = {
+    "none": {},
+    "nanochat": {
+        "max_messages": 500,
+        "max_message_chars": 8_000,
+        "max_total_chars": 32_000,
+        "max_temperature": 2.0,
+        "max_top_k": 200,
+        "max_tokens_limit": 4096,
+    },
+}
+SECRETS = frozenset({"api_key"})  # never shown, not even in an error
+
 Count = Annotated[int, Meta(ge=1)]
 CountOrAuto = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -47,6 +60,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes, for tests.")
     ] = "auto"
 
+    tool_parser: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],
+        Meta(description="Format of the model's tool calls; auto: as its chat template tells."),
+    ] = "auto"
+    strict: Annotated[bool, Meta(description="Refuse request fields that have no effect, instead of telling them.")] = (
+        False
+    )
+
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")] = 8000
     cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""
@@ -54,6 +75,34 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drain_timeout: Annotated[
         Seconds, Meta(description="Seconds that running requests are given to end after SIGTERM.")
     ] = 30.0
+
+    api_key: Annotated[
+        str, Meta(min_length=1, description="Key that clients must send; its variable is better hidden than its flag.")
+    ] = ""
+    api_key_file: Annotated[
+        str, Meta(min_length=1, description="Keys, one a line, with names and limits; read again when it changes.")
+    ] = ""
+    metrics_auth: Annotated[bool, Meta(description="Where keys are set, /metrics asks for one too.")] = True
+    limit_rpm: Annotated[
+        CountOrAuto,
+        Meta(description="Requests a minute of each key, or of all clients where no keys are set; 0: no limit."),
+    ] = 0
+    limit_tpm: Annotated[
+        CountOrAuto, Meta(description="Tokens a minute, of prompts and answers, likewise; 0: no limit.")
+    ] = 0
+    limit_concurrency: Annotated[CountOrAuto, Meta(description="Requests at the same time, likewise; 0: no limit.")] = 0
+
+    limits: Annotated[
+        Literal["none", "nanochat"], Meta(description="Preset of the next six; those that are given win.")
+    ] = "none"
+    max_messages: Annotated[Count, Meta(description="Most messages of a chat.")] = 10_000
+    max_message_chars: Annotated[CountOrAuto, Meta(description="Most characters of a message; 0: no limit.")] = 0
+    max_total_chars: Annotated[
+        CountOrAuto, Meta(description="Most characters of a chat's messages together; 0: no limit.")
+    ] = 0
+    max_temperature: Annotated[float, Meta(ge=0, le=2, description="Highest temperature to ask for.")] = 2.0
+    max_top_k: Annotated[CountOrAuto, Meta(description="Highest top_k to ask for; 0: no limit.")] = 0
+    max_tokens_limit: Annotated[CountOrAuto, Meta(description="Highest max_tokens to ask for; 0: no limit.")] = 0
 
     device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[
@@ -153,7 +202,8 @@ def load_config(given: Mapping[str, str | bool], file: Path | None = None) -> Co
     """`given`: flags and variables by the name of their option, as text. Raises ConfigError."""
     in_file = _read_file(file) if file else {}
     values = {**in_file, **{name: _size_or_text(name, value, _flag(name)) for name, value in given.items()}}
-    return _convert(values, strict=False, naming=_flag)
+    preset = PRESETS.get(str(values.get("limits")), {})
+    return _convert({**preset, **values}, strict=False, naming=_flag)
 
 
 def _flag(name: str) -> str:
@@ -201,7 +251,8 @@ def _convert(values: Mapping[str, Any], *, strict: bool, naming: Callable[[str],
         match = _AT.fullmatch(str(error))
         assert match, error
         name = match["name"]
-        raise ConfigError(f"{naming(name)}: {_problem(match['problem'], name)}, not {values[name]!r}") from error
+        shown = "" if name in SECRETS else f", not {values[name]!r}"
+        raise ConfigError(f"{naming(name)}: {_problem(match['problem'], name)}{shown}") from error
 
 
 def _problem(text: str, name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from gateway.errors import ApiError
 from gateway.openai import (
@@ -15,12 +14,11 @@ from gateway.openai import (
     CompletionDetails,
     CompletionRequest,
     GenerateRequest,
-    Message,
     PromptDetails,
-    TextPart,
     Usage,
 )
-from gateway.parse import decode, invalid
+from gateway.parse import invalid
+from gateway.parts import Reader
 from gateway.served import ServedModel
 from gateway.services import HttpSettings
 from gateway.tokenizer.base import Tokenizer
@@ -31,11 +29,13 @@ MAX_STOP_CHARS = 1000
 MAX_STOP_IDS = 128
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
+MAX_BAD_WORDS = 256
+MAX_SALT_CHARS = 1024
+MAX_PRIORITY = 1 << 20
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; a chat may use all that fits
 SEED_BITS = 63  # of 64: engines compute in signed integers
 _SEED_MASK = (1 << SEED_BITS) - 1
 _DRAWN_BITS = 53  # a drawn seed survives clients whose numbers are doubles
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SMALLEST_TOP_P = 1e-6  # top_p 0 means "the most likely only" to OpenAI's clients
 _COLDEST = 1e-6  # a lower temperature means greedy, and logits divided by it could leave the range of float32
 
@@ -52,6 +52,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class TextRules:
+    """How tokens become the text of a choice."""
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False  # what ended the choice stays in its text
+    visible_ids: frozenset[int] = frozenset()  # control tokens that are shown
+    token_ids: bool = False  # deltas carry them
+    reader: Callable[[], Reader] | None = None  # finds reasoning and tool calls; None: all is text
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A request in the engine's terms. Choice c of prompt p is sequence p*n + c."""
 
@@ -59,8 +70,9 @@ class Job:
     params: list[SamplingParams]  # one a prompt
     seeds: list[int]  # one a sequence
     n: int
-    stops: tuple[str, ...]
-    echoes: list[str]  # one a prompt, put before its choices' text; empty: none asked for
+    text: TextRules
+    priority: int = 0
+    salt: bytes = b""
 
     @property
     def seed(self) -> int:
@@ -100,6 +112,9 @@ def sampling(request: GenerateRequest, model: ServedModel, limits: Limits, logpr
         logit_bias=_logit_bias(request.logit_bias, limits.vocab_size),
         stop_ids=_stop_ids(request, model, limits.vocab_size),
         logprobs=logprobs,
+        allowed_ids=_allowed_ids(request, limits.vocab_size),
+        bad_words=_bad_words(request, model.tokenizer),
+        prompt_logprobs=_prompt_logprobs(request),
     )
 
 
@@ -111,6 +126,34 @@ def _number(
         return float(defaults.get(name, otherwise))
     in_range(name, value, low, high)
     return value
+
+
+def completion_sampling(
+    request: CompletionRequest, model: ServedModel, limits: Limits, candidates: int
+) -> SamplingParams:
+    """best_of compares candidates by log-probability, and an echo with logprobs tells the prompt's own."""
+    logprobs = completion_logprobs(request)
+    compared = 0 if logprobs is None and candidates > (request.n or 1) else logprobs
+    params = sampling(request, model, limits, compared)
+    if logprobs is None or not request.echo:
+        return params
+    return msgspec.structs.replace(params, prompt_logprobs=max(logprobs, params.prompt_logprobs or 0))
+
+
+def check_grammar(params: SamplingParams, request: GenerateRequest) -> None:
+    """What would leave an answer that is held to a grammar without a token to go on with."""
+    if params.grammar is None:
+        return
+    for name in ("allowed_token_ids", "min_tokens", "ignore_eos"):
+        if getattr(request, name):
+            message = f"{name} cannot be used where the answer's form is fixed by a schema, a grammar or tools."
+            raise invalid(name, message, "conflicting_parameters")
+
+
+def with_visible(rules: TextRules, request: GenerateRequest, model: ServedModel) -> TextRules:
+    if request.skip_special_tokens is not False:
+        return rules
+    return replace(rules, visible_ids=frozenset(model.tokenizer.special_ids.values()))
 
 
 def _top_k(request: GenerateRequest, defaults: Mapping[str, float], vocab_size: int) -> int:
@@ -144,6 +187,40 @@ def _stop_ids(request: GenerateRequest, model: ServedModel, vocab_size: int) -> 
         _check_id(f"stop_token_ids[{index}]", token, vocab_size)
     ends = () if request.ignore_eos else model.eos_ids
     return tuple(dict.fromkeys([*ends, *own]))
+
+
+def _allowed_ids(request: GenerateRequest, vocab_size: int) -> tuple[int, ...]:
+    ids = request.allowed_token_ids
+    if ids is None:
+        return ()
+    if not ids:
+        raise invalid("allowed_token_ids", "allowed_token_ids must not be empty.", "value_out_of_range")
+    return tuple(dict.fromkeys(check_ids("allowed_token_ids", ids, vocab_size)))
+
+
+def _bad_words(request: GenerateRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is and as it is spelled after a space."""
+    words = request.bad_words or []
+    in_range("bad_words", len(words), 0, MAX_BAD_WORDS)
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        where = f"bad_words[{index}]"
+        if not isinstance(word, str):
+            raise invalid(where, f"Invalid value for {where}: expected a string.", "invalid_type")
+        if not 0 < len(word) <= MAX_STOP_CHARS:
+            raise invalid(where, f"{where} must hold between 1 and {MAX_STOP_CHARS} characters.", "value_out_of_range")
+        for spelling in (word, " " + word.lstrip()):
+            found[tuple(tokenizer.encode(spelling))] = None
+    return tuple(found)
+
+
+def _prompt_logprobs(request: GenerateRequest) -> int | None:
+    if request.prompt_logprobs is None:
+        return None
+    in_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
+    if request.stream:
+        raise invalid("prompt_logprobs", "prompt_logprobs cannot be streamed.", "conflicting_parameters")
+    return request.prompt_logprobs
 
 
 def _check_id(param: str, token: Any, vocab_size: int) -> None:
@@ -188,8 +265,6 @@ def chat_logprobs(request: ChatRequest) -> int | None:
 def completion_logprobs(request: CompletionRequest) -> int | None:
     if request.logprobs is not None:
         in_range("logprobs", request.logprobs, 0, MAX_LOGPROBS)
-        if request.echo:
-            raise invalid("logprobs", "logprobs together with echo is not supported yet.", "unsupported_parameter")
     return request.logprobs
 
 
@@ -204,10 +279,27 @@ def check_streaming(request: GenerateRequest) -> None:
 def num_choices(request: GenerateRequest, num_prompts: int, settings: HttpSettings) -> int:
     n = 1 if request.n is None else request.n
     in_range("n", n, 1, settings.max_choices)
-    if n * num_prompts > settings.max_sequences:
-        message = f"{num_prompts} prompts with n={n} make {n * num_prompts} sequences; at most {settings.max_sequences}"
-        raise invalid("prompt" if num_prompts > 1 else "n", message + " are allowed.", "value_out_of_range")
+    _check_sequences("n", n, num_prompts, settings)
     return n
+
+
+def num_candidates(request: CompletionRequest, num_prompts: int, settings: HttpSettings) -> int:
+    """best_of: so many are generated, of which the n most likely are answered."""
+    n = num_choices(request, num_prompts, settings)
+    if request.best_of is None:
+        return n
+    in_range("best_of", request.best_of, n, settings.max_choices)
+    if request.stream and request.best_of > n:
+        raise invalid("best_of", "best_of over n cannot be streamed.", "conflicting_parameters")
+    _check_sequences("best_of", request.best_of, num_prompts, settings)
+    return request.best_of
+
+
+def _check_sequences(param: str, count: int, num_prompts: int, settings: HttpSettings) -> None:
+    total = count * num_prompts
+    if total > settings.max_sequences:
+        message = f"{num_prompts} prompts with {param}={count} make {total} sequences; at most {settings.max_sequences}"
+        raise invalid("prompt" if num_prompts > 1 else param, message + " are allowed.", "value_out_of_range")
 
 
 def asked_max_tokens(request: GenerateRequest) -> tuple[str, int | None]:
@@ -215,9 +307,20 @@ def asked_max_tokens(request: GenerateRequest) -> tuple[str, int | None]:
     newer = request.max_completion_tokens if isinstance(request, ChatRequest) else None
     param = "max_tokens" if newer is None else "max_completion_tokens"
     asked = request.max_tokens if newer is None else newer
-    if asked is not None and asked < 1:
-        raise invalid(param, f"{param} must be at least 1, but is {asked}.", "value_out_of_range")
+    least = 1 if isinstance(request, ChatRequest) else 0  # 0: only the prompt is computed, for its log-probabilities
+    if asked is not None and asked < least:
+        raise invalid(param, f"{param} must be at least {least}, but is {asked}.", "value_out_of_range")
     return param, asked
+
+
+def truncated(request: GenerateRequest, prompt: list[int], max_model_len: int) -> list[int]:
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return prompt
+    if keep == -1:
+        keep = max(1, max_model_len - (asked_max_tokens(request)[1] or 1))
+    in_range("truncate_prompt_tokens", keep, 1, max_model_len)
+    return prompt[:keep] if request.truncation_side == "right" else prompt[-keep:]
 
 
 def fit(request: GenerateRequest, prompt_len: int, max_model_len: int) -> int:
@@ -225,10 +328,10 @@ def fit(request: GenerateRequest, prompt_len: int, max_model_len: int) -> int:
     source = "messages" if isinstance(request, ChatRequest) else "prompt"
     param, asked = asked_max_tokens(request)
     room = max_model_len - prompt_len
-    if room < max(1, asked or 1):
+    if room < (1 if asked is None else asked):
         raise _too_long(source, param, prompt_len, asked, max_model_len)
     default = room if isinstance(request, ChatRequest) else min(room, COMPLETION_MAX_TOKENS)
-    max_tokens = asked or default
+    max_tokens = default if asked is None else asked
     if (request.min_tokens or 0) > max_tokens:
         message = f"min_tokens must be between 0 and {max_tokens} ({param}), but is {request.min_tokens}."
         raise invalid("min_tokens", message, "value_out_of_range")
@@ -236,10 +339,11 @@ def fit(request: GenerateRequest, prompt_len: int, max_model_len: int) -> int:
 
 
 def _too_long(source: str, param: str, prompt_len: int, asked: int | None, max_model_len: int) -> ApiError:
-    wanted = f"{prompt_len} in the {source}" + (f" and {asked} in {param}" if asked else " and room for an answer")
+    wanted = f"{prompt_len} in the {source}"
+    wanted += " and room for an answer" if asked is None else f" and {asked} in {param}"
     message = (
         f"This server's maximum context length is {max_model_len} tokens, but the request asks for "
-        f"{prompt_len + (asked or 1)}: {wanted}. Shorten the {source} or ask for fewer tokens."
+        f"{prompt_len + (1 if asked is None else asked)}: {wanted}. Shorten the {source} or ask for fewer tokens."
     )
     return invalid(source, message, "context_length_exceeded")
 
@@ -279,18 +383,37 @@ def asked_seed(request: GenerateRequest, draw: int) -> int:
 
 
 def make_job(
-    request: GenerateRequest, base: SamplingParams, prompts: list[list[int]], limits: Limits, seed: int
+    request: GenerateRequest, base: SamplingParams, prompts: list[list[int]], limits: Limits, seed: int, n: int
 ) -> Job:
-    n = num_choices(request, len(prompts), limits.settings)
+    """n: candidates a prompt."""
+    prompts = [truncated(request, prompt, limits.max_model_len) for prompt in prompts]
     max_tokens = [fit(request, len(prompt), limits.max_model_len) for prompt in prompts]
     return Job(
         prompts=prompts,
         params=[msgspec.structs.replace(base, max_tokens=count) for count in max_tokens],
         seeds=seeds(seed, n * len(prompts)),
         n=n,
-        stops=stop_strings(request.stop),
-        echoes=[],
+        text=TextRules(
+            stops=stop_strings(request.stop),
+            include_stop=bool(request.include_stop_str_in_output),
+            token_ids=bool(request.return_token_ids),
+        ),
+        priority=_priority(request),
+        salt=_salt(request),
     )
+
+
+def _priority(request: GenerateRequest) -> int:
+    priority = request.priority or 0
+    in_range("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
+    return priority
+
+
+def _salt(request: GenerateRequest) -> bytes:
+    if request.cache_salt is None:
+        return b""
+    in_range("cache_salt", len(request.cache_salt), 1, MAX_SALT_CHARS)
+    return request.cache_salt.encode("utf-8", "surrogatepass")
 
 
 # prompts
@@ -322,10 +445,10 @@ def check_ids(param: str, tokens: Any, vocab_size: int) -> list[int]:
     return tokens
 
 
-def encode_prompt(prompt: Prompt, model: ServedModel) -> list[int]:
+def encode_prompt(prompt: Prompt, model: ServedModel, add_bos: bool = True) -> list[int]:
     """Raw text may spell control tokens: its author writes the whole prompt. A BOS is added once at most."""
     ids = model.tokenizer.encode(prompt, specials=True) if isinstance(prompt, str) else prompt
-    if isinstance(prompt, str) and model.add_bos and model.bos_id is not None and ids[:1] != [model.bos_id]:
+    if isinstance(prompt, str) and add_bos and model.add_bos and model.bos_id is not None and ids[:1] != [model.bos_id]:
         ids = [model.bos_id, *ids]
     if not ids:
         raise invalid("prompt", "prompt must hold at least one token.", "value_out_of_range")
@@ -336,50 +459,14 @@ def echo_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-def chat_messages(raws: Sequence[Raw]) -> list[dict[str, str]]:
-    if not raws:
-        raise invalid("messages", "messages must hold at least one message.", "value_out_of_range")
-    return [_chat_message(raw, f"messages[{index}]") for index, raw in enumerate(raws)]
-
-
-def _chat_message(raw: Raw, where: str) -> dict[str, str]:
-    message = decode(raw, Message, where)
-    role = _ROLES.get(message.role)
-    if role is None:
-        text = f"{where}.role must be one of {', '.join(_ROLES)}; '{message.role[:40]}' is not supported."
-        raise invalid(f"{where}.role", text, "invalid_value")
-    for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        if getattr(message, name):
-            raise invalid(f"{where}.{name}", f"{where}.{name} is not supported yet.", "unsupported_parameter")
-    answer = {"role": role, "content": _content(message.content, f"{where}.content")}
-    return answer if message.name is None else {**answer, "name": message.name}
-
-
-def _content(content: str | list[Raw] | None, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not content:
-        raise invalid(where, f"{where} must be a string or a non-empty array of text parts.", "invalid_type")
-    return "\n".join(_part_text(part, f"{where}[{index}]") for index, part in enumerate(content))
-
-
-def _part_text(raw: Raw, where: str) -> str:
-    part = decode(raw, TextPart, where)
-    if part.type != "text":
-        raise invalid(f"{where}.type", f"{where}.type '{part.type[:40]}' is not supported; only text is.")
-    if part.text is None:
-        raise invalid(f"{where}.text", f"Missing required field: {where}.text.", "missing_required_parameter")
-    return part.text
-
-
 # answers
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int, reasoning_tokens: int = 0) -> Usage:
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptDetails(cached_tokens),
-        completion_tokens_details=CompletionDetails(),
+        completion_tokens_details=CompletionDetails(reasoning_tokens),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Scope
 
 from gateway.errors import ApiError
+from gateway.exchange import exchange_of
 from gateway.openai import encode
 
 ANTHROPIC = "/v1/messages"
@@ -23,18 +25,20 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def error_response(error: ApiError, path: str) -> Response:
-    body = encode(error_body(error, path))
-    return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
-
-
-def error_body(error: ApiError, path: str) -> dict[str, Any]:
+def error_response(error: ApiError, scope: Scope) -> Response:
+    path: str = scope["path"]
     if path == ANTHROPIC or path.startswith(ANTHROPIC + "/"):
-        return anthropic_body(error)
-    return error.body()
+        body = anthropic_body(error, exchange_of(scope).request_id)
+    else:
+        body = error.body()
+    return Response(encode(body), status_code=error.status, media_type="application/json", headers=error.headers)
 
 
-def anthropic_body(error: ApiError) -> dict[str, Any]:
+def anthropic_body(error: ApiError, request_id: str | None = None) -> dict[str, Any]:
+    """There is no place for the field at fault but the message."""
     otherwise = "invalid_request_error" if error.status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(error.status, otherwise)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.param is not None and error.param not in message:
+        message = f"{error.param}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}

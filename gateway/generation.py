@@ -55,7 +55,8 @@ class Generation:
         params = self._job.params[prompt]
         spec = ChoiceSpec(
             self._services.model.tokenizer,
-            self._job.stops,
+            self._job.text,
+            frozenset(self._services.model.eos_ids),
             frozenset(params.stop_ids),
             params.min_tokens,
             params.logprobs is not None,
@@ -65,7 +66,8 @@ class Generation:
     @property
     def usage(self) -> Usage:
         exchange = self._exchange
-        return usage(exchange.prompt_tokens, exchange.generated_tokens, exchange.cached_tokens)
+        reasoning = sum(choice.num_reasoning for choice in self.choices)
+        return usage(exchange.prompt_tokens, exchange.generated_tokens, exchange.cached_tokens, reasoning)
 
     # submission
 
@@ -108,7 +110,9 @@ class Generation:
         here = slice(prompt * job.n, (prompt + 1) * job.n)
         ids = self._seq_ids[here]
         self._live.update(ids)
-        request = Submit(ids, job.prompts[prompt], job.params[prompt], job.seeds[here], max_wait_s=settings.max_wait_s)
+        request = Submit(
+            ids, job.prompts[prompt], job.params[prompt], job.seeds[here], job.priority, settings.max_wait_s, job.salt
+        )
         try:
             await self._services.engine.submit(request, self)
         except (Rejected, EngineUnavailable):
@@ -141,6 +145,8 @@ class Generation:
             return self.stop("failed", faults.expired(self._services.settings.max_wait_s))
         used_before = run.choice.num_tokens
         delta = run.choice.push(output)
+        if output.first is not None:
+            delta.prompt = output.first.prompt
         self._count(run, output, run.choice.num_tokens - used_before)
         if run.choice.finish is not None:
             self._finish(run, output.seq_id)

@@ -41,7 +41,7 @@ class Guard:
             visit = self._enter(account, exchange) if account else None
         except ApiError as error:
             exchange.fail(error)
-            return await error_response(error, scope["path"])(scope, receive, send)
+            return await error_response(error, scope)(scope, receive, send)
         if account is None or visit is None:
             return await self._app(scope, receive, send)
         return await self._limited(account, visit, scope, receive, send)

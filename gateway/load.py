@@ -6,20 +6,25 @@ from pathlib import Path
 
 from gateway.chat.jinja import JinjaTemplate
 from gateway.errors import ModelError
+from gateway.reasoning import reasoning_format
 from gateway.served import ServedModel
 from gateway.tokenizer.bpe_tokenizer import BpeTokenizer
 from gateway.tokenizer.build import load_from_folder, load_from_gguf
 from gateway.tokenizer.gguf_header import read_metadata
 from gateway.tokenizer.metadata import ModelMetadata, folder_metadata, folder_vocab_size, gguf_metadata
+from gateway.tools.choose import choose
 
 
-def load_served_model(path: Path, name: str, created: int) -> ServedModel:
-    """Raises ModelError, in one line, for anything that cannot be served."""
+def load_served_model(path: Path, name: str, created: int, tool_parser: str = "auto") -> ServedModel:
+    """`tool_parser`: the format of tool calls, or auto: as the template tells. Raises ModelError, in one line, for
+    anything that cannot be served."""
     tokenizer, metadata = _read_folder(path) if path.is_dir() else _read_gguf(path)
     template = None
     if metadata.chat_template is not None:
         template = _template(path, metadata.chat_template, tokenizer, metadata)
     _check_ids(path, metadata, tokenizer)
+    source = metadata.chat_template or ""
+    override = None if tool_parser == "auto" else tool_parser
     return ServedModel(
         name=name,
         created=created,
@@ -30,6 +35,8 @@ def load_served_model(path: Path, name: str, created: int) -> ServedModel:
         add_bos=metadata.add_bos,
         context_length=metadata.context_length,
         sampling_defaults=metadata.sampling_defaults,
+        tool_format=choose(source, tokenizer.special_ids, None, override),
+        reasoning=reasoning_format(source),
     )
 
 

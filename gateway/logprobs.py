@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gateway.choice import Mark
-from gateway.openai import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from gateway.choice import Delta, Mark
+from gateway.openai import ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TopLogprob
 from gateway.tokenizer.base import Tokenizer
-from scheduler.plan import TokenLogprob
+from scheduler.plan import PromptResult, TokenLogprob
 
 _LEAST = -9999.0  # JSON has no minus infinity
 
@@ -37,12 +37,57 @@ def _chat_entry(mark: Mark, tokenizer: Tokenizer) -> ChatLogprob:
 def completion_logprobs(marks: Sequence[Mark], tokenizer: Tokenizer, offset: int) -> CompletionLogprobs:
     """`offset`: characters before the choice's own text, which is an echoed prompt."""
     tokens = [_text(_bytes(mark.token, tokenizer)) for mark in marks]
-    chosen = [max(_LEAST, mark.logprob.logprob) for mark in marks]
-    tops = []
-    for mark, text, logprob in zip(marks, tokens, chosen, strict=True):
-        top = {_text(_bytes(token, tokenizer)): value for token, value in _top(mark.logprob)}
-        tops.append({**top, text: logprob})
+    chosen: list[float | None] = [max(_LEAST, mark.logprob.logprob) for mark in marks]
+    tops: list[dict[str, float] | None] = [
+        _tops(mark.logprob, text, tokenizer) for mark, text in zip(marks, tokens, strict=True)
+    ]
     return CompletionLogprobs(tokens, chosen, tops, [offset + mark.offset for mark in marks])
+
+
+def _tops(logprob: TokenLogprob, text: str, tokenizer: Tokenizer) -> dict[str, float]:
+    """The most likely ones, and the chosen one always."""
+    top = {_text(_bytes(token, tokenizer)): value for token, value in _top(logprob)}
+    return {**top, text: max(_LEAST, logprob.logprob)}
+
+
+def echoed_logprobs(result: PromptResult | None, prompt: Sequence[int], tokenizer: Tokenizer) -> CompletionLogprobs:
+    """Of a prompt's own tokens; the first has none, for nothing predicted it."""
+    found = _found(result, prompt)
+    tokens = [_text(_bytes(token, tokenizer)) for token in prompt]
+    offsets, size = [], 0
+    for token in prompt:
+        offsets.append(size)
+        size += len(_bytes(token, tokenizer).decode("utf-8", "replace"))
+    chosen = [None, *(max(_LEAST, each.logprob) for each in found)]
+    tops = [_tops(each, text, tokenizer) for each, text in zip(found, tokens[1:], strict=True)]
+    return CompletionLogprobs(tokens, chosen, [None, *tops], offsets)
+
+
+def prompt_logprobs(result: PromptResult | None, prompt: Sequence[int], tokenizer: Tokenizer) -> PromptLogprobs:
+    told: PromptLogprobs = [None]
+    for token, each in zip(prompt[1:], _found(result, prompt), strict=True):
+        likely = {str(other): (value, place) for place, (other, value) in enumerate(_top(each), start=1)}
+        likely[str(token)] = (max(_LEAST, each.logprob), each.rank)
+        told.append(
+            {
+                key: PromptLogprob(value, rank, _text(_bytes(int(key), tokenizer)))
+                for key, (value, rank) in likely.items()
+            }
+        )
+    return told
+
+
+def _found(result: PromptResult | None, prompt: Sequence[int]) -> Sequence[TokenLogprob]:
+    found = None if result is None else result.logprobs
+    if found is None or len(found) != len(prompt) - 1:
+        raise RuntimeError(f"the engine sent {len(found or ())} logprobs for a prompt of {len(prompt)} tokens")
+    return found
+
+
+def mean_logprob(delta: Delta) -> float:
+    """A token of it; what says nothing at all is the least likely."""
+    values = [max(_LEAST, mark.logprob.logprob) for mark in delta.marks or ()]
+    return sum(values) / len(values) if values else _LEAST
 
 
 def _top(logprob: TokenLogprob) -> Iterator[tuple[int, float]]:

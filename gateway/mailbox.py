@@ -42,7 +42,13 @@ class Mailbox:
                 unread.marks = []
             unread.marks += delta.marks
             self._num_bytes += sum(_BYTES_PER_MARK * (1 + len(mark.logprob.top_ids)) for mark in delta.marks)
-        unread.finish = delta.finish
+        if delta.parts is not None:
+            if unread.parts is None:
+                unread.parts = []
+            unread.parts += delta.parts
+        unread.tokens += delta.tokens
+        unread.prompt = unread.prompt or delta.prompt
+        unread.finish, unread.stop = delta.finish, delta.stop
 
     def fail(self, error: ApiError) -> None:
         """The first error counts. It is raised once everything before it has been read."""

@@ -18,7 +18,21 @@ from prometheus_client import (
 from gateway import buckets
 from scheduler.protocol import EngineStats, FirstToken, StepRecord
 
-ENDPOINTS = frozenset({"chat", "completions", "models", "tokenize", "detokenize", "health", "metrics", "other"})
+ENDPOINTS = frozenset(
+    {
+        "chat",
+        "completions",
+        "count_tokens",
+        "detokenize",
+        "embeddings",
+        "health",
+        "messages",
+        "metrics",
+        "models",
+        "other",
+        "tokenize",
+    }
+)
 OUTCOMES = frozenset(
     {"ok", "stop", "length", "invalid", "rejected", "unavailable", "error", "expired", "client_closed", "slow_reader"}
 )

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 class StreamOptions(Struct, kw_only=True):
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # accepted; there is nothing to obfuscate
+    continuous_usage_stats: bool | None = None  # extension: usage on every chunk
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -40,6 +40,22 @@ class GenerateRequest(Struct, kw_only=True):
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     stop_token_ids: list[Any] | None = None
+    allowed_token_ids: list[Any] | None = None
+    bad_words: list[Any] | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None  # the last so many are kept; -1: all that fit
+    truncation_side: Literal["left", "right"] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    cache_salt: str | None = None
+    priority: int | None = None  # lower runs sooner
+    response_format: Any = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
 
 class ChatRequest(GenerateRequest, kw_only=True):
@@ -47,6 +63,15 @@ class ChatRequest(GenerateRequest, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Raw] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    # extensions
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionRequest(GenerateRequest, kw_only=True):
@@ -54,6 +79,8 @@ class CompletionRequest(GenerateRequest, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool | None = None  # extension: False adds no BOS
 
 
 class Message(Struct, kw_only=True):
@@ -65,17 +92,50 @@ class Message(Struct, kw_only=True):
     function_call: Any = None
     audio: Any = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class TextPart(Struct, kw_only=True):
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+class ToolCallFunction(Struct, kw_only=True):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Struct, kw_only=True):
+    """In an assistant's message of the request."""
+
+    id: str
+    function: ToolCallFunction
+    type: Literal["function"] = "function"
+
+
+class FunctionDefinition(Struct, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Struct, kw_only=True):
+    type: str
+    function: FunctionDefinition | None = None
 
 
 class TokenizeRequest(Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Raw] | None = None
+    add_special_tokens: bool | None = None
+    tools: list[Raw] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -126,18 +186,55 @@ class ChatLogprobs(Struct, frozen=True):
 
 class CompletionLogprobs(Struct, frozen=True):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # null: of an echoed prompt's first token, which nothing predicted
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-WireFinish = Literal["stop", "length"]
+class PromptLogprob(Struct, frozen=True):
+    """Of one token that could have stood at a place of the prompt."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token id; null for the first token
+
+Finish = Literal["stop", "length"]
+WireFinish = Literal["stop", "length", "tool_calls"]
+
+
+class CalledFunction(Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(Struct, frozen=True, omit_defaults=True):
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Struct, frozen=True):
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerMessage(Struct, frozen=True):
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET  # the same, under the name that some clients look for
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -145,6 +242,8 @@ class ChatChoice(Struct, frozen=True):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: WireFinish
+    stop_reason: str | int | UnsetType = UNSET  # the stop string or the request's own stop id, where one ended it
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionChoice(Struct, frozen=True):
@@ -153,12 +252,19 @@ class CompletionChoice(Struct, frozen=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: WireFinish | None
+    finish_reason: Finish | None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):
@@ -166,21 +272,28 @@ class ChatChunkChoice(Struct, frozen=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: WireFinish | None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 Choice = ChatChoice | CompletionChoice | ChatChunkChoice
+
+
+ReplyObject = Literal["chat.completion", "chat.completion.chunk", "text_completion"]
 
 
 class Reply(Struct, frozen=True):
     """An answer or a chunk of one: `object` says which, and all of one request share the other heads."""
 
     id: str
-    object: Literal["chat.completion", "chat.completion.chunk", "text_completion"]
+    object: ReplyObject
     created: int
     model: str
     system_fingerprint: str
     choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of a chat, where asked for
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ModelCard(Struct, frozen=True):
@@ -209,6 +322,20 @@ class Tokenized(Struct, frozen=True):
     count: int
     max_model_len: int | None
     tokens: list[int]
+
+
+class RenderedPrompt(Struct, frozen=True):
+    prompt: str  # control tokens as their literals
+    prompt_token_ids: list[int]
+
+
+class Rendered(Struct, frozen=True):
+    """What would run, had it been sent to the endpoint above."""
+
+    prompts: list[RenderedPrompt]
+    parameters: dict[str, Any]
+    ignored: list[str]
+    grammar: str | None  # that the answer would be held to, in llguidance's form
 
 
 class Detokenized(Struct, frozen=True):

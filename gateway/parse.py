@@ -29,58 +29,27 @@ def _one_of(*values: Any) -> Acceptable:
 _NOTHING = _one_of(None)
 _NO_ITEMS = _one_of(None, [])
 
-_OFF = _one_of(None, False)
-
-# Other servers' extensions of both endpoints.
-_EXTENSIONS_NOT_BUILT: Mapping[str, Acceptable] = {
-    "structured_outputs": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "bad_words": _NO_ITEMS,
-    "allowed_token_ids": _NO_ITEMS,
-    "prompt_logprobs": _NOTHING,
-    "truncate_prompt_tokens": _NOTHING,
-    "include_stop_str_in_output": _OFF,
-}
-
-# Fields that would change the answer and are not built: each with the values that ask for nothing.
+# Known features that are not built, each with the values that ask for nothing.
 _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     ChatRequest: {
-        "tools": _NO_ITEMS,
-        "tool_choice": _one_of(None, "none", "auto"),
         "functions": _NO_ITEMS,
-        "function_call": _one_of(None, "none", "auto"),
-        "response_format": _one_of(None, {"type": "text"}),
+        "function_call": _one_of(None, "none"),
         "audio": _NOTHING,
         "modalities": _one_of(None, ["text"]),
-        "prediction": _NOTHING,
         "web_search_options": _NOTHING,
         "moderation": _NOTHING,
-        "continue_final_message": _OFF,
-        "add_generation_prompt": _one_of(None, True),
-        **_EXTENSIONS_NOT_BUILT,
+        "chat_template": _NOTHING,
     },
-    CompletionRequest: {"suffix": _one_of(None, ""), **_EXTENSIONS_NOT_BUILT},
+    CompletionRequest: {},
 }
 
-# Fields of OpenAI's API that change nothing here.
-_NO_EFFECT = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "verbosity",
-        "reasoning_effort",
-    }
-)
+# Fields without effect here, each with the values that ask for nothing and so need no telling.
+_ASKS_FOR_NOTHING: Mapping[str, Acceptable] = {
+    "store": _one_of(None, False),
+    "metadata": _one_of(None, {}),
+    "service_tier": _one_of(None, "auto", "default"),
+    "stream_options.include_obfuscation": _one_of(None, False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +60,11 @@ class Parsed(Generic[T]):
 
 def invalid(param: str | None, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
+
+
+def unbuilt(param: str, message: str) -> ApiError:
+    """For what is known, and not built: to refuse it by name is better than to answer something else."""
+    return ApiError(501, message, type="not_implemented_error", param=param, code="not_implemented")
 
 
 def decode(data: bytes | Raw, kind: type[T], where: str = "") -> T:
@@ -122,22 +96,28 @@ def join(path: str, name: str) -> str:
 
 
 def parse(body: bytes, kind: type[T]) -> Parsed[T]:
-    """Unknown fields are listed; known ones that would change the answer and are not built are refused."""
+    """Fields without effect are listed; those of features that are known and not built are refused (501)."""
     fields = decode(body, dict[str, Raw])
     not_built = _NOT_BUILT.get(kind, {})
     for name in fields.keys() & not_built.keys():
         if not not_built[name](decode(fields[name], Any, name)):
-            raise invalid(name, f"{name} is not supported by this server yet.", "unsupported_parameter")
+            raise unbuilt(name, f"{name} is not supported by this server yet.")
     known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
-    ignored = [name for name in fields if name not in known and name not in not_built and name not in _NO_EFFECT]
+    ignored = [name for name in fields if name not in known and name not in not_built and _asks(name, fields[name])]
     return Parsed(decode(body, kind), ignored + _ignored_options(fields.get("stream_options")))
+
+
+def _asks(name: str, raw: Raw) -> bool:
+    return not _ASKS_FOR_NOTHING.get(name, _NOTHING)(decode(raw, Any, name))
 
 
 def _ignored_options(raw: Raw | None) -> list[str]:
     if raw is None or bytes(raw) == b"null":
         return []
     known = {field.encode_name for field in msgspec.structs.fields(StreamOptions)}
-    return [f"stream_options.{name}" for name in decode(raw, dict[str, Raw], "stream_options") if name not in known]
+    options = decode(raw, dict[str, Raw], "stream_options")
+    names = [f"stream_options.{name}" for name in options if name not in known]
+    return [name for name in names if _asks(name, options[name.partition(".")[2]])]
 
 
 def ignored_header(names: list[str]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import partial
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,20 +24,12 @@ from gateway.parse import ignored_header
 from gateway.prepare import Prepare, Prepared, Workers
 from gateway.race import MustStop, run_unless_ended
 from gateway.services import Services
-from gateway.stream import EventStream, Head, outcome, whole_answer
-from scheduler.protocol import Ready
+from gateway.stream import EventStream, outcome, whole_answer
+from gateway.wires.base import Wire
 
 
 def json_response(body: bytes, headers: dict[str, str] | None = None) -> Response:
     return Response(body, media_type="application/json", headers=headers)
-
-
-def fingerprint(model: str, version: str, ready: Ready | None) -> str:
-    """Changes with whatever may change the numbers: model, code, device, kernels."""
-    parts = [model, version]
-    if ready is not None:
-        parts += [ready.architecture, ready.device, ready.dtype, ready.attention, str(ready.num_parameters)]
-    return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 @dataclass(slots=True)
@@ -44,6 +37,7 @@ class Call:
     """One request under way. Its generation is here as soon as there is one, so that whoever ends the call finds it."""
 
     exchange: Exchange
+    explain: bool  # the effective parameters are wanted
     generation: Generation | None = field(default=None)
 
     def stop(self, cause: str, services: Services) -> None:
@@ -58,16 +52,15 @@ class Call:
 class Generate:
     """POST /v1/chat/completions or /v1/completions, as an ASGI application: it ends when the last byte is sent."""
 
-    def __init__(self, services: Services, workers: Workers, endpoint: str, preparation: Prepare, version: str) -> None:
+    def __init__(self, services: Services, workers: Workers, endpoint: str, preparation: Prepare) -> None:
         self._services = services
         self._workers = workers
         self._endpoint = endpoint
         self._preparation = preparation
-        self._version = version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
-        call = Call(exchange_of(scope))
+        call = Call(exchange_of(scope), Headers(scope=scope).get("x-headrace-explain", "0") not in ("", "0", "false"))
         call.exchange.endpoint = self._endpoint
         check_open(services)
         body = await read_body(scope, receive, services.settings)
@@ -85,34 +78,28 @@ class Generate:
 
     async def _respond(self, call: Call, body: bytes) -> Response:
         services, exchange = self._services, call.exchange
-        prepared = await self._workers.run(len(body), partial(self._preparation, body, services))
+        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, services))
+        prepare.check_strict(prepared.ignored, services.settings)
         exchange.stream = prepared.stream
         unread = services.settings.slow_reader_bytes if prepared.stream else None
         call.generation = generation = Generation(services, prepared.job, exchange, unread)
         await generation.start()
-        head = self._head()
+        headers = answer_headers(prepared, call.explain)
         if prepared.stream:
-            return await self._event_response(call, generation, prepared, head)
-        answer = await whole_answer(generation, prepared.wire, head)
+            return await self._event_response(call, generation, prepared.wire, headers)
+        answer = await whole_answer(generation, prepared.wire)
         exchange.outcome = outcome(generation)
-        return json_response(answer, answer_headers(prepared))
-
-    def _head(self) -> Head:
-        services = self._services
-        prefix = "chatcmpl" if self._endpoint == "chat" else "cmpl"
-        print_ = fingerprint(services.model.name, self._version, services.engine.ready)
-        unique = f"{prefix}-{services.random_bits(96):024x}"
-        return Head(unique, int(services.wall_clock()), services.model.name, print_)
+        return json_response(answer, headers)
 
     async def _event_response(
-        self, call: Call, generation: Generation, prepared: Prepared, head: Head
+        self, call: Call, generation: Generation, wire: Wire, headers: dict[str, str]
     ) -> EventSourceResponse:
         settings = self._services.settings
         await first_output(generation, settings.ping_s)
-        stream = EventStream(generation, prepared.wire, head, call.exchange, prepared.include_usage)
+        stream = EventStream(generation, wire, call.exchange)
         return EventSourceResponse(
             stream.events(),
-            headers={**answer_headers(prepared), "cache-control": "no-cache"},
+            headers={**headers, "cache-control": "no-cache"},
             ping=settings.ping_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             sep="\n",
@@ -152,8 +139,10 @@ async def first_output(generation: Generation, patience_s: float) -> None:
         pass
 
 
-def answer_headers(prepared: Prepared) -> dict[str, str]:
+def answer_headers(prepared: Prepared, explained: bool) -> dict[str, str]:
     headers = {"x-headrace-seed": str(prepared.job.seed)}
+    if explained:
+        headers["x-headrace-parameters"] = json.dumps(prepared.parameters)
     if prepared.ignored:
         headers["x-headrace-ignored"] = ignored_header(prepared.ignored)
     return headers
@@ -172,10 +161,9 @@ def check_open(services: Services) -> None:
 class Pages:
     """Everything that does not generate."""
 
-    def __init__(self, services: Services, workers: Workers, version: str) -> None:
+    def __init__(self, services: Services, workers: Workers) -> None:
         self._services = services
         self._workers = workers
-        self._version = version
 
     def _card(self) -> ModelCard:
         model, ready = self._services.model, self._services.engine.ready
@@ -210,7 +198,22 @@ class Pages:
         return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.content_type})
 
     async def version(self, request: Request) -> Response:
-        return json_response(encode(Version(self._version)))
+        return json_response(encode(Version(self._services.version)))
+
+    async def render_chat(self, request: Request) -> Response:
+        return await self._render(request, prepare.prepare_chat)
+
+    async def render_completion(self, request: Request) -> Response:
+        return await self._render(request, prepare.prepare_completion)
+
+    async def _render(self, request: Request, preparation: Prepare) -> Response:
+        """The prompt of a request that is not run."""
+        exchange_of(request.scope).endpoint = "render"
+        services = self._services
+        body = await read_body(request.scope, request.receive, services.settings)
+        prepared = await self._workers.run(prepare.cost(body), partial(preparation, body, services))
+        prepare.check_strict(prepared.ignored, services.settings)
+        return json_response(encode(prepare.rendered(prepared, services)))
 
     async def tokenize(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "tokenize"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,14 +19,17 @@ from gateway.app import create_app
 from gateway.config import Config
 from gateway.drain import Drain
 from gateway.engine_socket import SocketEngine
+from gateway.keys import Keys
 from gateway.lifecycle import Server, Signals, bind, end_stragglers, within
 from gateway.load import load_served_model
 from gateway.metrics import Metrics
 from gateway.models import ModelRequest, ResolvedModel, resolve_model
+from gateway.ratelimit import RateLimits
 from gateway.served import ServedModel
 from gateway.services import HttpSettings, Services
 from gateway.startup import Display, Started, print_summary
 from gateway.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
+from gateway.vocabulary import vocabulary_of
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 CLOSE_ENGINE_S = 15.0
@@ -53,19 +57,21 @@ class Surroundings:
 
 
 def serve(config: Config, around: Surroundings) -> int:
-    """Returns the exit code. Raises ModelError, BindError, EngineFailed or Stopped, each of one line."""
+    """Returns the exit code. Raises KeysError, ModelError, BindError, EngineFailed or Stopped, of one line."""
     began = around.clock()
+    keys = keys_of(config, around.clock)
     listener = bind(config.host, config.port)  # before the model: a busy port is told at once
     with listener, Display(around.progress) as display:
         request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
         resolved = resolve_model(request, around.environ, display.report)
-        return asyncio.run(_serve(_Plan(config, around, listener, resolved, began), display))
+        return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     config: Config
     around: Surroundings
+    keys: Keys | None
     listener: socket.socket
     resolved: ResolvedModel
     began: float
@@ -80,8 +86,9 @@ async def _serve(plan: _Plan, display: Display) -> int:
     supervisor = Supervisor(setup, engine, metrics)
     try:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
+        engine.teach(vocabulary_of(model))
         display.close()
-        services = Services(engine, model, Drain(), metrics, http_settings(plan.config))
+        services = Services(engine, model, Drain(), metrics, http_settings(plan.config), plan.keys)
         server = Server(
             app=create_app(services),
             listener=plan.listener,
@@ -133,7 +140,8 @@ def _note_end(task: asyncio.Task[Any]) -> None:
 def _load(plan: _Plan) -> tuple[ServedModel, float]:
     began = plan.around.clock()
     resolved = plan.resolved
-    model = load_served_model(resolved.path, resolved.name, int(resolved.path.stat().st_mtime))
+    created = int(resolved.path.stat().st_mtime)
+    model = load_served_model(resolved.path, resolved.name, created, plan.config.tool_parser)
     return model, plan.around.clock() - began
 
 
@@ -143,6 +151,7 @@ def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> No
         version=metadata.version("headrace"),
         model=model.name,
         has_chat=model.chat_template is not None,
+        needs_key=plan.keys is not None,
         ready=ready,
         host=host,
         port=port,
@@ -176,6 +185,22 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
 def http_settings(config: Config) -> HttpSettings:
     return HttpSettings(
         max_body_bytes=config.max_body,
+        strict=config.strict,
         max_wait_s=config.max_wait or None,
         allow_origins=(config.cors_origin,) if config.cors_origin else (),
+        metrics_auth=config.metrics_auth,
+        rate_limits=RateLimits(config.limit_rpm, config.limit_tpm, config.limit_concurrency),
+        max_messages=config.max_messages,
+        max_message_chars=config.max_message_chars or None,
+        max_total_chars=config.max_total_chars or None,
+        max_temperature=config.max_temperature,
+        max_top_k=config.max_top_k or None,
+        max_tokens_limit=config.max_tokens_limit or None,
     )
+
+
+def keys_of(config: Config, clock: Callable[[], float]) -> Keys | None:
+    """Raises KeysError."""
+    if not config.api_key and not config.api_key_file:
+        return None
+    return Keys(config.api_key, Path(config.api_key_file) if config.api_key_file else None, clock)

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 from gateway.client import EngineClient
 from gateway.drain import Drain
@@ -13,6 +14,13 @@ from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.ratelimit import RateLimits
 from gateway.served import ServedModel
+
+
+def installed_version() -> str:
+    try:
+        return version("headrace")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class HttpSettings:
     ping_s: float = 15.0  # between heart-beats of a stream; 0: none
     send_timeout_s: float = 30.0  # for a reader to take one chunk
     slow_reader_bytes: int = 1 << 20  # unread text of a stream, after which it is ended
+    strict: bool = False  # fields without effect are refused instead of told
     max_choices: int = 128  # n
     max_sequences: int = 256  # prompts times n
     tokenize_threads: int = 2
@@ -52,3 +61,4 @@ class Services:
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     random_bits: Callable[[int], int] = secrets.randbits
+    version: str = field(default_factory=installed_version)

@@ -88,6 +88,7 @@ class Started:
     port: int
     phases_s: Sequence[tuple[str, float]]  # the gateway's own
     total_s: float
+    needs_key: bool = False
 
     @property
     def base_url(self) -> str:
@@ -120,7 +121,7 @@ def summary_rows(started: Started) -> list[tuple[str, str]]:
 
 
 def curl_line(started: Started) -> str:
-    """Answers as it stands."""
+    """Answers as it stands, where the variable holds the key if one is needed."""
     body: dict[str, object] = {"model": started.model}
     if started.has_chat:
         path = "/v1/chat/completions"
@@ -129,8 +130,10 @@ def curl_line(started: Started) -> str:
     else:
         path = "/v1/completions"
         body |= {"prompt": "The capital of France is", "max_tokens": 16}
-    header = shlex.quote("content-type: application/json")
-    return f"curl {started.base_url}{path} -H {header} -d {shlex.quote(json.dumps(body))}"
+    headers = f"-H {shlex.quote('content-type: application/json')}"
+    if started.needs_key:
+        headers += ' -H "authorization: Bearer $HEADRACE_API_KEY"'
+    return f"curl {started.base_url}{path} {headers} -d {shlex.quote(json.dumps(body))}"
 
 
 def print_summary(console: Console, started: Started) -> None:

@@ -13,10 +13,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NoReturn, Protocol
 
 import jinja2
+import jinja2.meta
 import jinja2.nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
@@ -57,7 +58,8 @@ class JinjaTemplate:
             self._template = _environment(now).from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template cannot be read: {_one_line(error)}") from error
-        self._source = source
+        self.source = source
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(_environment(now).parse(source)))
         self._tokenizer = tokenizer
         self._named_tokens = dict(named_tokens)
         self._marker = _Marker(source, list(tokenizer.special_ids))
@@ -68,12 +70,17 @@ class JinjaTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         given = {**(variables or {}), "messages": [self._plain(message) for message in messages]}
-        mark = self._free_mark(given)
+        mark, end = self._free_marks(given)
         marked = self._marked(given, mark)
+        if continue_final:
+            marked["messages"][-1]["content"] += end
         rendered = self.render(marked, add_generation_prompt=add_generation_prompt)
+        if continue_final:
+            rendered = _up_to(rendered, end)
         if mark in rendered:
             return self._tokenizer.encode_marked(rendered, mark)
         return self._tokenizer.encode(rendered, specials=True)
@@ -131,12 +138,13 @@ class JinjaTemplate:
             return False
         return _PART_PROBE in rendered and f"'{_PART_PROBE}'" not in rendered  # quoted: the list itself was printed
 
-    def _free_mark(self, given: Mapping[str, Any]) -> str:
-        used = set(self._source).union(*_strings(given))
-        mark = next((mark for mark in _MARKS if mark not in used), None)
-        if mark is None:
+    def _free_marks(self, given: Mapping[str, Any]) -> list[str]:
+        """Two characters that occur nowhere."""
+        used = set(self.source).union(*_strings(given))
+        free = list(islice((mark for mark in _MARKS if mark not in used), 2))
+        if len(free) < 2:
             raise ApiError(400, "The messages use every private character.", param="messages")
-        return mark
+        return free
 
 
 class _Marker:
@@ -175,6 +183,14 @@ class _Marker:
 
     def _is_inside_literal(self, text: str) -> bool:
         return 1 < len(text) <= self._longest and any(text in literal for literal in self._literals)
+
+
+def _up_to(rendered: str, end: str) -> str:
+    before, found, _ = rendered.rpartition(end)
+    if not found:
+        message = "The chat template leaves out the end of the last message, so it cannot be continued."
+        raise ApiError(400, message, param="continue_final_message", code="chat_template_error")
+    return before.replace(end, "")
 
 
 def _without(source: str, literals: Iterable[str]) -> str:

@@ -240,7 +240,7 @@ async def test_logprobs_without_alternatives() -> None:
 async def test_unknown_fields_are_ignored_and_named() -> None:
     body = chat(guided="x", **{"bad name,\n": 1}, user="me", metadata={"a": "b"})
     answer = await ask(FakeEngine(), body)
-    assert answer.headers["x-headrace-ignored"] == "guided, bad?name??"
+    assert answer.headers["x-headrace-ignored"] == "guided, bad?name??, user, metadata"
 
 
 async def test_unknown_fields_of_stream_options_are_named() -> None:

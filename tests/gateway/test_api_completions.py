@@ -1,11 +1,23 @@
 """Completions: forms of the prompt, echo, logprobs, several prompts at once."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fixtures.fakes import BOS, EOS, MODEL, FakeEngine, Script, client_of, toy_model, toy_services
+from tests.fixtures.fakes import (
+    BOS,
+    EOS,
+    MODEL,
+    ByteTokenizer,
+    FakeEngine,
+    Script,
+    client_of,
+    toy_model,
+    toy_ready,
+    toy_services,
+)
 
 
 async def ask(engine: FakeEngine, prompt: Any, **fields: Any) -> httpx.Response:
@@ -111,14 +123,13 @@ async def test_logprobs_zero_gives_the_chosen_token_only() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"echo": True, "logprobs": 1}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"n": 129}, "n"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"echo": 1}, "echo"),
     ],
 )
@@ -134,3 +145,91 @@ async def test_best_of_n_is_n() -> None:
 async def test_prompts_times_n_is_bounded() -> None:
     answer = await ask(FakeEngine(), ["a"] * 100, n=3)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+async def test_an_echo_with_logprobs_begins_with_the_prompts_own() -> None:
+    answer = (await ask(FakeEngine(), "hé", echo=True, logprobs=1, n=2)).json()
+    for choice in answer["choices"]:
+        logprobs = choice["logprobs"]
+        assert choice["text"] == "héHello"
+        assert logprobs["tokens"][:4] == ["h", "\\xc3", "\\xa9", "H"]
+        assert logprobs["token_logprobs"][:4] == [None, -0.5, -1.5, -0.5]
+        assert logprobs["top_logprobs"][0] is None and logprobs["top_logprobs"][1] == {"\\xc3": -0.5}
+        assert {len(values) for values in logprobs.values()} == {9}
+
+
+async def test_scoring_a_prompt_generates_nothing() -> None:
+    engine = FakeEngine()
+    answer = (await ask(engine, "abc", echo=True, logprobs=0, max_tokens=0)).json()
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -1.5]
+    assert answer["usage"]["completion_tokens"] == 0
+    assert (engine.submitted[0].params.max_tokens, engine.submitted[0].params.prompt_logprobs) == (0, 0)
+
+
+async def test_prompt_logprobs_by_token_id() -> None:
+    answer = (await ask(FakeEngine(), "ab", prompt_logprobs=1)).json()
+    told = answer["choices"][0]["prompt_logprobs"]
+    assert told == [None, {"98": {"logprob": -0.5, "rank": 1, "decoded_token": "b"}}]
+
+
+async def test_best_of_answers_the_most_likely() -> None:
+    """The logprobs of the stand-in fall with each token, so the shortest candidate is the most likely a token."""
+    texts = ["aaaa", "b", "ccc"]
+    engine = FakeEngine(script=lambda submit, choice: Script.of(texts[choice], "length"))
+    answer = (await ask(engine, "x", best_of=3, n=2)).json()
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "b"), (1, "ccc")]
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] == 8
+
+
+async def test_token_ids() -> None:
+    answer = (await ask(FakeEngine(), "ab", return_token_ids=True, max_tokens=2)).json()
+    assert answer["choices"][0]["prompt_token_ids"] == [97, 98]
+    assert answer["choices"][0]["token_ids"] == [72, 101]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({"truncate_prompt_tokens": 2}, [99, 100]),
+        ({"truncate_prompt_tokens": 2, "truncation_side": "right"}, [97, 98]),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 4093}, [98, 99, 100]),
+    ],
+)
+async def test_a_prompt_is_cut_only_where_asked(fields: dict[str, Any], ids: list[int]) -> None:
+    engine = FakeEngine()
+    assert (await ask(engine, "abcd", **fields)).status_code == 200
+    assert engine.submitted[0].prompt == ids
+
+
+async def test_what_reaches_the_engine() -> None:
+    engine = FakeEngine()
+    fields = {"allowed_token_ids": [5, 5, 6], "bad_words": ["x"], "cache_salt": "me", "priority": -3}
+    assert (await ask(engine, "a", **fields)).status_code == 200
+    submit = engine.submitted[0]
+    assert (submit.salt, submit.priority) == (b"me", -3)
+    assert (submit.params.allowed_ids, submit.params.bad_words) == ((5, 6), ((120,), (32, 120)))
+
+
+async def test_a_stop_string_stays_where_asked_and_is_told() -> None:
+    answer = (await ask(FakeEngine(), "a", stop=["ll"], include_stop_str_in_output=True)).json()
+    assert (answer["choices"][0]["text"], answer["choices"][0]["stop_reason"]) == ("Hell", "ll")
+
+
+async def test_fill_in_the_middle() -> None:
+    class Coder(ByteTokenizer):
+        vocab_size = 264
+        special_ids: Mapping[str, int] = {
+            **ByteTokenizer.special_ids,
+            "<fim_prefix>": 261,
+            "<fim_suffix>": 262,
+            "<fim_middle>": 263,
+        }
+
+    engine = FakeEngine(ready=toy_ready(vocab_size=264))
+    async with client_of(toy_services(engine, toy_model(tokenizer=Coder()))) as client:
+        answer = await client.post("/v1/completions", json={"model": "toy", "prompt": "a", "suffix": "b"})
+    assert answer.status_code == 200, answer.text
+    assert engine.submitted[0].prompt == [261, 97, 262, 98, 263]

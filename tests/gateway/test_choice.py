@@ -3,13 +3,15 @@
 import pytest
 
 from gateway.choice import Choice, ChoiceSpec, Delta
+from gateway.convert import TextRules
 from scheduler.protocol import Output
 from scheduler.types import FinishReason
 from tests.fixtures.fakes import EOS, USER, ByteTokenizer, logprob_of
 
 
 def choice(*stops: str, min_tokens: int = 0, logprobs: bool = False) -> Choice:
-    return Choice(0, ChoiceSpec(ByteTokenizer(), stops, frozenset({EOS}), min_tokens, logprobs))
+    ends = frozenset({EOS})
+    return Choice(0, ChoiceSpec(ByteTokenizer(), TextRules(stops), ends, ends, min_tokens, logprobs))
 
 
 def push(target: Choice, tokens: list[int], finish: FinishReason | None = None) -> Delta:

@@ -14,9 +14,9 @@ def mark(token: int) -> Mark:
 
 async def test_deltas_of_a_choice_are_merged_and_choices_kept_apart() -> None:
     mailbox = Mailbox()
-    for delta in (Delta(1, "a", [mark(1)]), Delta(0, "x"), Delta(1, "b", [mark(2)], "stop")):
+    for delta in (Delta(1, "a", marks=[mark(1)]), Delta(0, "x"), Delta(1, "b", marks=[mark(2)], finish="stop")):
         mailbox.put(delta)
-    assert await mailbox.take() == [Delta(1, "ab", [mark(1), mark(2)], "stop"), Delta(0, "x")]
+    assert await mailbox.take() == [Delta(1, "ab", marks=[mark(1), mark(2)], finish="stop"), Delta(0, "x")]
 
 
 async def test_what_was_taken_does_not_come_again() -> None:
@@ -43,7 +43,7 @@ def test_the_cap_counts_text_and_logprobs_of_all_choices() -> None:
     mailbox.put(Delta(0, "x" * 100))
     mailbox.put(Delta(1, "x" * 100))
     with pytest.raises(SlowReader):
-        mailbox.put(Delta(1, "", [mark(1)]))
+        mailbox.put(Delta(1, "", marks=[mark(1)]))
 
 
 async def test_without_a_cap_everything_is_kept() -> None:

@@ -1,0 +1,1 @@
+"""The forms of an answer: one module an API."""
