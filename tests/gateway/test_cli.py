@@ -1,5 +1,6 @@
 """The command as a process: what it prints, when it fails, how it ends. The engine behind it is the fake one."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +131,20 @@ def test_a_flag_that_is_none_is_a_usage_error(environ: dict[str, str]) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_broken_file_of_keys_fails_in_one_line_without_the_key(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("sk-one\nsk-two speed=9\n")
+    ended = run(environ, "serve", "--api-key-file", str(tmp_path / "keys.txt"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    problem = "word 1 after the key is none of name=, rpm=, tpm=, concurrency="
+    assert ended.stderr == f"headrace: keys: {tmp_path}/keys.txt, line 2: {problem}\n"
+
+
+def test_a_key_is_hashed() -> None:
+    hashed = CliRunner().invoke(app, ["hash-key"], input="sk-one\n")
+    assert hashed.output == f"sha256:{hashlib.sha256(b'sk-one').hexdigest()}\n"
+    assert CliRunner().invoke(app, ["hash-key"], input="\n").exit_code == 2
+
+
 def test_what_the_engine_says_of_the_model_is_the_line(environ: dict[str, str]) -> None:
     write_engine(program_of(environ), "fatal", "model", "no tensor named lm_head")
     ended = run(environ, "serve")
@@ -167,6 +183,23 @@ def test_the_curl_line_of_the_summary_answers_as_it_stands(environ: dict[str, st
         process.send_signal(signal.SIGINT)
         assert end(process)[0] == 0
     assert json.loads(answer.stdout)["choices"][0]["finish_reason"] == "length"
+
+
+def test_with_a_key_the_curl_line_answers_and_nobody_else(environ: dict[str, str]) -> None:
+    keyed = {**environ, "HEADRACE_API_KEY": "sk-one"}
+    with serving(keyed, "--limit-rpm", "60") as process:
+        lines = summary(process)
+        answer = subprocess.run(
+            ["bash", "-c", f"{lines[-1]} -i"], env=keyed, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(url_of(lines) + "/models", timeout=PATIENCE_S)
+        refused.value.close()
+        process.send_signal(signal.SIGTERM)
+        code, errors = end(process)
+    assert (code, refused.value.code) == (0, 401)
+    assert "x-ratelimit-remaining-requests: 59" in answer.stdout and "finish_reason" in answer.stdout
+    assert "sk-one" not in "\n".join(lines) + errors
 
 
 def test_a_signal_before_the_server_is_ready_ends_it(environ: dict[str, str], tmp_path: Path) -> None:

@@ -78,6 +78,25 @@ def test_a_file_that_is_not_there_is_named(file: Path) -> None:
         load_config({}, file)
 
 
+def test_a_preset_of_limits_gives_way_to_what_is_given(file: Path) -> None:
+    file.write_text('limits = "nanochat"\nmax_top_k = 0\n')
+    config = load_config({"max_messages": "20"}, file)
+    assert (config.max_messages, config.max_message_chars, config.max_total_chars) == (20, 8000, 32_000)
+    assert (config.max_temperature, config.max_top_k, config.max_tokens_limit) == (2.0, 0, 4096)
+
+
+def test_a_key_is_not_shown_even_where_it_is_wrong(file: Path) -> None:
+    file.write_text("api_key = 123456\n")
+    with pytest.raises(ConfigError) as wrong:
+        load_config({}, file)
+    assert str(wrong.value) == f"api_key in {file}: expected str"
+
+
+def test_an_empty_key_is_not_the_same_as_none() -> None:
+    with pytest.raises(ConfigError, match=r"--api-key \(or HEADRACE_API_KEY\): expected str of length >= 1"):
+        load_config({"api_key": ""})
+
+
 @pytest.mark.parametrize(
     ("text", "num_bytes"),
     [("0", 0), ("1000", 1000), ("512MiB", 512 << 20), ("2 GiB", 2 << 30), ("1.5g", 3 << 29), ("3MB", 3_000_000)],

@@ -39,6 +39,11 @@ def test_the_curl_line_survives_any_name() -> None:
     assert json.loads(words[-1])["model"] == name
 
 
+def test_the_curl_line_takes_the_key_from_the_environment() -> None:
+    line = curl_line(replace(STARTED, needs_key=True))
+    assert '-H "authorization: Bearer $HEADRACE_API_KEY"' in line
+
+
 def test_a_model_without_a_chat_template_is_asked_to_complete() -> None:
     words = shlex.split(curl_line(replace(STARTED, has_chat=False, host="::")))
     assert words[1] == "http://[::1]:8000/v1/completions"
