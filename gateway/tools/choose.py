@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from gateway.chat.tools import knows_tools
 from gateway.tools.base import ToolFormat
 from gateway.tools.hermes import HermesFormat
 from gateway.tools.llama3_json import Llama3JsonFormat
@@ -21,11 +22,6 @@ _TOLD_BY = (
     ('"parameters": ', "llama3_json"),
 )
 _ARCHITECTURES = {"llama": "llama3_json", "llama4": "pythonic", "lfm2": "pythonic", "mistral3": "mistral"}
-
-
-def knows_tools(template_source: str) -> bool:
-    """Whether a chat template puts tools into the prompt."""
-    return "tools" in template_source
 
 
 def choose(
