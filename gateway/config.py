@@ -60,6 +60,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes, for tests.")
     ] = "auto"
 
+    tool_parser: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],
+        Meta(description="Format of the model's tool calls; auto: as its chat template tells."),
+    ] = "auto"
+    strict: Annotated[bool, Meta(description="Refuse request fields that have no effect, instead of telling them.")] = (
+        False
+    )
+
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")] = 8000
     cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""

@@ -29,6 +29,7 @@ from gateway.served import ServedModel
 from gateway.services import HttpSettings, Services
 from gateway.startup import Display, Started, print_summary
 from gateway.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
+from gateway.vocabulary import vocabulary_of
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 CLOSE_ENGINE_S = 15.0
@@ -85,6 +86,7 @@ async def _serve(plan: _Plan, display: Display) -> int:
     supervisor = Supervisor(setup, engine, metrics)
     try:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
+        engine.teach(vocabulary_of(model))
         display.close()
         services = Services(engine, model, Drain(), metrics, http_settings(plan.config), plan.keys)
         server = Server(
@@ -138,7 +140,8 @@ def _note_end(task: asyncio.Task[Any]) -> None:
 def _load(plan: _Plan) -> tuple[ServedModel, float]:
     began = plan.around.clock()
     resolved = plan.resolved
-    model = load_served_model(resolved.path, resolved.name, int(resolved.path.stat().st_mtime))
+    created = int(resolved.path.stat().st_mtime)
+    model = load_served_model(resolved.path, resolved.name, created, plan.config.tool_parser)
     return model, plan.around.clock() - began
 
 
@@ -182,6 +185,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
 def http_settings(config: Config) -> HttpSettings:
     return HttpSettings(
         max_body_bytes=config.max_body,
+        strict=config.strict,
         max_wait_s=config.max_wait or None,
         allow_origins=(config.cors_origin,) if config.cors_origin else (),
         metrics_auth=config.metrics_auth,
