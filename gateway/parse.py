@@ -122,7 +122,7 @@ def _ignored_options(raw: Raw | None) -> list[str]:
 
 def ignored_header(names: list[str]) -> str:
     """Fit for a header: bounded, printable ASCII, commas only between names."""
-    shown = [re.sub(r"[^A-Za-z0-9_.-]", "?", name[:_MAX_NAME]) for name in names[:_MAX_NAMED]]
+    shown = [re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:_MAX_NAME]) for name in names[:_MAX_NAMED]]
     if len(names) > _MAX_NAMED:
         shown.append(f"and-{len(names) - _MAX_NAMED}-more")
     return ", ".join(shown)

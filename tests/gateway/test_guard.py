@@ -111,7 +111,7 @@ async def test_anthropic_paths_get_anthropics_shape(guarded: Guarded) -> None:
     async with client_of(guarded("sk-one rpm=1")) as client:
         for path in ("/v1/messages", "/v1/messages/count_tokens"):
             answer = await client.post(path, json={})
-            assert answer.json().keys() == {"type", "error"}
+            assert answer.json().keys() == {"type", "error", "request_id"}
             assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", "authentication_error")
         await client.post("/v1/messages", json={}, headers=RIGHT)
         answer = await client.post("/v1/messages", json={}, headers=RIGHT)
