@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
 import msgspec
@@ -15,8 +15,10 @@ from engine.grammar import Matchers
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
 from scheduler.plan import Event, StepPlan, StepResult
 from scheduler.protocol import (
+    MAX_FRAME_BYTES,
     Abort,
     Accepted,
+    EngineStats,
     FirstToken,
     Output,
     Outputs,
@@ -33,6 +35,7 @@ log = logging.getLogger("headrace.engine")
 
 IDLE_S = 1.0  # a sign of life is sent this often where nothing happens
 MAX_FAILED_STEPS = 3  # in a row: then the engine gives up and is started anew
+LOGPROB_BYTES = 14  # of a token id with its log-probability in a frame
 
 
 class Executor(Protocol):
@@ -130,6 +133,7 @@ class Loop:
         """One with a grammar is answered once that is compiled."""
         try:
             self._check_ids(message)
+            _check_size(message)
             seqs = self._sequences(connection, message)
             if message.params.grammar is not None:
                 self._grammars.add(connection, message.params.grammar, seqs)
@@ -216,8 +220,8 @@ class Loop:
         stats = self._scheduler.stats()
         for index, (connection, batch) in enumerate(outputs.items()):
             record = step if index == 0 else None
-            if batch or record is not None:
-                self._server.send(connection, Outputs(batch, record, stats))
+            for frame in _frames(batch, record, stats):
+                self._server.send(connection, frame)
 
     def _tell_all(self) -> None:
         self._last_sent = self._clock()
@@ -235,6 +239,30 @@ def _rejection(seq_ids: list[int], no: Rejected | ValueError) -> Rejection:
 def _output(event: Event) -> Output:
     first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens, event.prompt) if event.first else None
     return Output(event.seq_id & SEQ_MASK, event.tokens, event.finish, event.logprobs, first)
+
+
+def _check_size(message: Submit) -> None:
+    """Refuses what could not be answered in one frame: the connection would be lost, and all that runs on it."""
+    wanted = message.params.prompt_logprobs
+    if wanted is None:
+        return
+    length = len(message.prompt)
+    if length * (wanted + 2) * LOGPROB_BYTES > MAX_FRAME_BYTES:  # 2: the token's own, and the lengths of lists
+        raise Rejected(
+            "too_long", f"{wanted} log-probabilities for each of {length} tokens are too many; ask for fewer"
+        )
+
+
+def _frames(outputs: list[Output], record: StepRecord | None, stats: EngineStats) -> Iterator[Outputs]:
+    """Prompts that were read go alone: together they could be more than a frame may hold."""
+    rest: list[Output] = []
+    for output in outputs:
+        if output.first is not None and output.first.prompt is not None:
+            yield Outputs([output], None, stats)
+        else:
+            rest.append(output)
+    if rest or record is not None:
+        yield Outputs(rest, record, stats)
 
 
 def _record(plan: StepPlan, seconds: float) -> StepRecord:

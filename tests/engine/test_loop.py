@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.compiling import CompileQueue
@@ -10,7 +11,7 @@ from engine.grammar import Matchers
 from engine.loop import Loop, StepsFail
 from engine.server import Gone
 from scheduler.blocks import BlockPool
-from scheduler.plan import StepPlan, StepResult
+from scheduler.plan import PromptResult, StepPlan, StepResult
 from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Rejection, Submit
 from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
@@ -205,6 +206,30 @@ def test_what_would_break_a_step_is_refused(message: Submit, words: str) -> None
     assert answer.code == "invalid"
     assert words in answer.message
     assert world.runner.steps == 0
+
+
+def test_more_logprobs_than_a_frame_holds_are_refused() -> None:
+    world = World(max_model_len=1 << 20)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=20)
+    world.server.inbox.append((1, Submit([1], [1] * 220_000, params, [0])))
+    world.turn(1)
+    [(_, answer)] = world.server.sent
+    assert isinstance(answer, Rejection)
+    assert (answer.code, "ask for fewer" in answer.message) == ("too_long", True)
+
+
+def test_prompts_that_were_read_go_alone_and_the_step_is_recorded_once() -> None:
+    world = World()
+    told = PromptResult([])
+    execute = world.runner.execute
+    world.runner.execute = lambda plan: msgspec.structs.replace(execute(plan), prompts={0: told, 2: told})  # type: ignore[method-assign]
+    for seq_id in range(3):
+        world.submit(seq_id)
+    world.turn(1)
+    frames = [message for _, message in world.server.sent if isinstance(message, Outputs)]
+    assert [[output.seq_id for output in frame.outputs] for frame in frames] == [[0], [2], [1]]
+    assert [frame.step is None for frame in frames] == [True, True, False]
+    assert [output.first.prompt for output in world.server.outputs(1) if output.first] == [told, told, None]
 
 
 def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
