@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import faults
+from gateway.embeddings import prepare_embeddings
 from gateway.error_shape import error_response
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, exchange_of, request_id
@@ -23,6 +24,7 @@ from gateway.guard import RATE_LIMIT_HEADERS, Guard
 from gateway.messages.routes import CountTokens, prepare_messages
 from gateway.prepare import Workers, prepare_chat, prepare_completion
 from gateway.race import ClientGone
+from gateway.responses.routes import responses_routes
 from gateway.routes import Generate, Pages
 from gateway.services import Services
 
@@ -54,14 +56,17 @@ def routes(services: Services, workers: Workers) -> list[Route]:
     pages = Pages(services, workers)
     chat = Generate(services, workers, "chat", prepare_chat)
     completions = Generate(services, workers, "completions", prepare_completion)
+    embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
     messages = Generate(services, workers, "messages", prepare_messages)
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions/render", pages.render_chat, methods=["POST"]),
         Route("/v1/completions/render", pages.render_completion, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
+        *responses_routes(services, workers),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
         Route("/health", pages.health),

@@ -104,6 +104,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_top_k: Annotated[CountOrAuto, Meta(description="Highest top_k to ask for; 0: no limit.")] = 0
     max_tokens_limit: Annotated[CountOrAuto, Meta(description="Highest max_tokens to ask for; 0: no limit.")] = 0
 
+    responses_store: Annotated[
+        CountOrAuto, Meta(description="Most responses of /v1/responses that are kept, in memory; 0: none.")
+    ] = 1000
+    responses_store_memory: Annotated[Size, Meta(description="Most memory of the kept responses.")] = 64 << 20
+    max_background: Annotated[Count, Meta(description="Most responses that run in the background.")] = 64
+
     device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="Type of weights and KV cache.")

@@ -73,6 +73,17 @@ def rate_limited(services: Services, refusal: Refusal) -> ApiError:
     return ApiError(429, message, type="rate_limit_exceeded", code="rate_limit_exceeded", headers=headers)
 
 
+def too_many_background(services: Services, limit: int) -> ApiError:
+    message = f"{limit} responses are running in the background, and more may not."
+    headers = retry_headers(services.settings.retry_after_s, services)
+    return ApiError(429, message, type="rate_limit_error", code="too_many_background", headers=headers)
+
+
+def cancelled() -> ApiError:
+    """For whoever still waits for the answer."""
+    return ApiError(409, "The response was cancelled.", code="cancelled")
+
+
 def generation_failed() -> ApiError:
     message = "The engine failed while it computed this answer. Nothing was wrong with the request."
     return ApiError(500, message, type="server_error", code="generation_failed")

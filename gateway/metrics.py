@@ -20,6 +20,7 @@ from scheduler.protocol import EngineStats, FirstToken, StepRecord
 
 ENDPOINTS = frozenset(
     {
+        "background",
         "chat",
         "completions",
         "count_tokens",
@@ -30,15 +31,28 @@ ENDPOINTS = frozenset(
         "metrics",
         "models",
         "other",
+        "responses",
         "tokenize",
     }
 )
 OUTCOMES = frozenset(
-    {"ok", "stop", "length", "invalid", "rejected", "unavailable", "error", "expired", "client_closed", "slow_reader"}
+    {
+        "cancelled",
+        "client_closed",
+        "error",
+        "expired",
+        "invalid",
+        "length",
+        "ok",
+        "rejected",
+        "slow_reader",
+        "stop",
+        "unavailable",
+    }
 )
 REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "engine_unavailable", "unauthorized"})
 RATE_LIMITS = frozenset({"requests", "tokens", "concurrency"})
-ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed"})
+ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed", "cancelled"})
 STEP_KINDS = frozenset({"prefill", "decode", "mixed"})
 OTHER = "other"
 NO_STATS = EngineStats(*([0] * len(EngineStats.__struct_fields__)))

@@ -77,8 +77,11 @@ class Generate:
             call.close()
 
     async def _respond(self, call: Call, body: bytes) -> Response:
+        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, self._services))
+        return await self._answer(call, prepared)
+
+    async def _answer(self, call: Call, prepared: Prepared) -> Response:
         services, exchange = self._services, call.exchange
-        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, services))
         prepare.check_strict(prepared.ignored, services.settings)
         exchange.stream = prepared.stream
         unread = services.settings.slow_reader_bytes if prepared.stream else None

@@ -196,6 +196,9 @@ def http_settings(config: Config) -> HttpSettings:
         max_temperature=config.max_temperature,
         max_top_k=config.max_top_k or None,
         max_tokens_limit=config.max_tokens_limit or None,
+        responses_store=config.responses_store,
+        responses_store_bytes=config.responses_store_memory,
+        max_background=config.max_background,
     )
 
 

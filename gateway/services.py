@@ -48,6 +48,9 @@ class HttpSettings:
     max_temperature: float = 2.0
     max_top_k: int | None = None
     max_tokens_limit: int | None = None  # what max_tokens may be at most
+    responses_store: int = 1000  # responses that are kept; 0: none
+    responses_store_bytes: int = 64 << 20  # of them all
+    max_background: int = 64  # responses that run in the background
 
 
 @dataclass(frozen=True, slots=True)

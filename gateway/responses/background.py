@@ -1,0 +1,123 @@
+"""Responses that run on when their request has been answered: a bounded number, counted by the drain, ended by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from gateway import faults
+from gateway.errors import ApiError
+from gateway.exchange import Exchange
+from gateway.generation import Generation
+from gateway.responses.prepare import PreparedResponse
+from gateway.responses.types import Response
+from gateway.responses.wire import ResponsesWire
+from gateway.services import Services
+from gateway.stream import outcome, whole_answer
+
+_log = logging.getLogger("headrace.responses")
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    wire: ResponsesWire
+    generation: Generation
+    exchange: Exchange
+    settled: bool = False  # its record is final, or gone: nothing is kept any more
+
+
+class Background:
+    """Used on the event loop alone."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._running: dict[str, Running] = {}
+        self._num_starting = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, prepared: PreparedResponse, asker: Exchange) -> Response:
+        """Returns when the engine has accepted it. Raises ApiError."""
+        most = self._services.settings.max_background
+        if len(self._running) + self._num_starting >= most:
+            raise faults.too_many_background(self._services, most)
+        self._num_starting += 1
+        try:
+            running = await self._accepted(prepared, asker)
+        finally:
+            self._num_starting -= 1
+        response = running.wire.queued()
+        self._running[response.id] = running
+        task = asyncio.create_task(self._run(response.id, running), name=response.id)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return response
+
+    async def _accepted(self, prepared: PreparedResponse, asker: Exchange) -> Running:
+        exchange = Exchange(asker.request_id, asker.method, self._services.clock(), "background", 200, key=asker.key)
+        generation = Generation(self._services, prepared.prepared.job, exchange, None)
+        try:
+            await generation.start()
+        except BaseException:
+            generation.close()
+            raise
+        return Running(prepared.wire, generation, exchange)
+
+    async def _run(self, response_id: str, running: Running) -> None:
+        services, exchange = self._services, running.exchange
+        forced = asyncio.create_task(services.drain.wait_forced())
+        forced.add_done_callback(lambda task: None if task.cancelled() else self._must_stop(running))
+        try:
+            with services.drain.request():
+                await self._answer(running)
+        finally:
+            forced.cancel()
+            running.generation.close()
+            self._running.pop(response_id, None)
+            seconds = services.clock() - exchange.started
+            exchange.outcome = exchange.outcome or "error"
+            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds)
+            exchange.log(seconds)
+
+    async def _answer(self, running: Running) -> None:
+        generation, wire, exchange = running.generation, running.wire, running.exchange
+        try:
+            await generation.mailbox.filled()
+            if not running.settled:
+                wire.started()
+            await generation.finished()
+            if not running.settled:
+                await whole_answer(generation, wire)
+            exchange.outcome = exchange.outcome or outcome(generation)
+        except ApiError as error:
+            _fail(running, error)
+        except Exception:
+            _log.exception("request %s: its response failed", exchange.request_id)
+            _fail(running, faults.internal(exchange.request_id))
+
+    def _must_stop(self, running: Running) -> None:
+        running.generation.stop("draining", faults.draining(self._services))
+
+    def cancel(self, response_id: str) -> None:
+        """Nothing, where it is not running any more."""
+        running = self._running.get(response_id)
+        if running is not None and not running.settled:
+            running.wire.cancelled()
+            self._end(running)
+
+    def discard(self, response_id: str) -> None:
+        """For one whose record is deleted."""
+        running = self._running.get(response_id)
+        if running is not None and not running.settled:
+            self._end(running)
+
+    def _end(self, running: Running) -> None:
+        running.settled = True
+        running.exchange.outcome = "cancelled"
+        running.generation.stop("cancelled", faults.cancelled())
+
+
+def _fail(running: Running, error: ApiError) -> None:
+    running.exchange.fail(error)
+    if not running.settled:
+        running.wire.failed(error)
