@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import faults
 from gateway.embeddings import prepare_embeddings
-from gateway.embeddings import prepare_embeddings
 from gateway.error_shape import error_response
 from gateway.errors import ApiError
 from gateway.exchange import Exchange, exchange_of, request_id
@@ -58,14 +57,12 @@ def routes(services: Services, workers: Workers) -> list[Route]:
     chat = Generate(services, workers, "chat", prepare_chat)
     completions = Generate(services, workers, "completions", prepare_completion)
     embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
-    embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
     messages = Generate(services, workers, "messages", prepare_messages)
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions/render", pages.render_chat, methods=["POST"]),
         Route("/v1/completions/render", pages.render_completion, methods=["POST"]),
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
