@@ -15,7 +15,9 @@ from gateway.ratelimit import Account, Accounts, Refusal, Visit
 from gateway.services import Services
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # asked by whoever keeps the process alive, without a key
-FREE_PATHS = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})  # POST, but nothing is generated
+# POST, but nothing is generated
+FREE_PATHS = frozenset({"/tokenize", "/detokenize", *OPEN_PATHS})
+FREE_ENDS = ("/count_tokens", "/render", "/cancel")
 RATE_LIMIT_HEADERS = [
     f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 ]
@@ -23,7 +25,7 @@ NOBODY = b""  # whose account it is where there are no keys: everybody's
 
 
 class Guard:
-    """Limits apply to every POST but FREE_PATHS, so that a new endpoint is limited until somebody says otherwise."""
+    """Refuses before the body is read. Tokens are charged from what the exchange counts while the request runs."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
@@ -60,7 +62,7 @@ class Guard:
         raise faults.unauthorized(asked)
 
     def _account(self, scope: Scope, key: Key | None) -> Account | None:
-        if scope["method"] != "POST" or scope["path"] in FREE_PATHS | OPEN_PATHS:
+        if not is_limited(scope):
             return None
         defaults = self._services.settings.rate_limits
         limits = key.limits(defaults) if key else defaults
@@ -91,6 +93,12 @@ class Guard:
             await self._app(scope, receive, with_headers)
         finally:
             account.leave(visit, clock(), free=got_nothing(exchange))
+
+
+def is_limited(scope: Scope) -> bool:
+    """Every POST but those named above: a new endpoint is limited until somebody says otherwise."""
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path not in FREE_PATHS and not path.endswith(FREE_ENDS)
 
 
 def got_nothing(exchange: Exchange) -> bool:

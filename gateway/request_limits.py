@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.errors import ApiError
@@ -21,21 +21,28 @@ class Sampling(Protocol):
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], settings: HttpSettings) -> None:
-    """content: text, or None where a message has none. Raises 400."""
+    """Messages as chat templates take them. Raises 400."""
     if len(messages) > settings.max_messages:
         message = f"There are {len(messages)} messages; this server takes at most {settings.max_messages}."
         raise _too_much("messages", message)
     total = 0
     for index, each in enumerate(messages):
-        num_chars = len(each.get("content") or "")
+        num_chars = sum(map(len, _texts(each)))
         total += num_chars
         most = settings.max_message_chars
         if most is not None and num_chars > most:
             message = f"Message {index} has {num_chars} characters; this server takes at most {most}."
-            raise _too_much(f"messages[{index}].content", message)
+            raise _too_much(f"messages[{index}]", message)
     if settings.max_total_chars is not None and total > settings.max_total_chars:
         message = f"The messages have {total} characters; this server takes at most {settings.max_total_chars} in all."
         raise _too_much("messages", message)
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    yield message.get("content") or ""
+    yield message.get("reasoning_content") or ""
+    for call in message.get("tool_calls") or ():
+        yield call["function"]["arguments"]
 
 
 def check_sampling(request: Sampling, settings: HttpSettings) -> None:

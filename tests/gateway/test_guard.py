@@ -15,6 +15,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from gateway.app import create_app
+from gateway.guard import is_limited
 from gateway.keys import Keys
 from gateway.ratelimit import RateLimits
 from gateway.services import Services
@@ -227,6 +228,25 @@ async def test_only_generation_is_limited(guarded: Guarded) -> None:
             answer = await client.get(path, headers=RIGHT)
             assert answer.status_code == 200 and "x-ratelimit-limit-requests" not in answer.headers
         assert (await client.post("/tokenize", json={"prompt": "hi"}, headers=RIGHT)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "limited"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/messages", True),
+        ("POST", "/v1/responses", True),
+        ("POST", "/v1/of_next_year", True),
+        ("GET", "/v1/responses/resp_1", False),
+        ("POST", "/v1/responses/resp_1/cancel", False),
+        ("POST", "/v1/chat/completions/render", False),
+        ("POST", "/v1/messages/count_tokens", False),
+        ("POST", "/tokenize", False),
+        ("POST", "/health", False),
+    ],
+)
+def test_what_is_limited(method: str, path: str, limited: bool) -> None:
+    assert is_limited({"method": method, "path": path}) is limited
 
 
 async def test_requests_at_the_same_time(guarded: Guarded) -> None:

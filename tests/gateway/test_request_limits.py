@@ -35,7 +35,7 @@ def test_messages_at_the_limits_pass(contents: list[str | None]) -> None:
     ("contents", "param", "message"),
     [
         (["a"] * 4, "messages", "There are 4 messages; this server takes at most 3."),
-        (["a", "123456"], "messages[1].content", "Message 1 has 6 characters; this server takes at most 5."),
+        (["a", "123456"], "messages[1]", "Message 1 has 6 characters; this server takes at most 5."),
         (["12345", "1234"], "messages", "The messages have 9 characters; this server takes at most 8 in all."),
     ],
 )
@@ -44,6 +44,13 @@ def test_messages_beyond_them_do_not(contents: list[str | None], param: str, mes
         check_messages(messages(*contents), SMALL)
     error = refused.value
     assert (error.status, error.param, error.code, error.message) == (400, param, "request_too_long", message)
+
+
+def test_reasoning_and_arguments_of_tools_count() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{..}"}}
+    message = {"role": "assistant", "content": None, "reasoning_content": "ab", "tool_calls": [call]}
+    with pytest.raises(ApiError, match="Message 0 has 6 characters"):
+        check_messages([message], SMALL)
 
 
 @pytest.mark.parametrize("asked", [Asked(), Asked(1.5, 50, 100, 100), Asked(0, -1, 1), Asked(0, 0)])
