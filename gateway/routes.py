@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -49,19 +50,18 @@ class Call:
             self.generation.close()
 
 
-class Generate:
-    """POST /v1/chat/completions or /v1/completions, as an ASGI application: it ends when the last byte is sent."""
+class Endpoint(ABC):
+    """One that generates, as an ASGI application: it ends when the last byte is sent."""
 
-    def __init__(self, services: Services, workers: Workers, endpoint: str, preparation: Prepare) -> None:
+    def __init__(self, services: Services, workers: Workers, name: str) -> None:
         self._services = services
         self._workers = workers
-        self._endpoint = endpoint
-        self._preparation = preparation
+        self._name = name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
         call = Call(exchange_of(scope), Headers(scope=scope).get("x-headrace-explain", "0") not in ("", "0", "false"))
-        call.exchange.endpoint = self._endpoint
+        call.exchange.endpoint = self._name
         check_open(services)
         body = await read_body(scope, receive, services.settings)
         try:
@@ -76,9 +76,9 @@ class Generate:
         finally:
             call.close()
 
+    @abstractmethod
     async def _respond(self, call: Call, body: bytes) -> Response:
-        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, self._services))
-        return await self._answer(call, prepared)
+        """Prepares, and answers."""
 
     async def _answer(self, call: Call, prepared: Prepared) -> Response:
         services, exchange = self._services, call.exchange
@@ -130,6 +130,16 @@ class Generate:
             services.metrics.stream_closed()
             # Without an outcome the stream was cancelled, which is how the server tells of a client that left.
             call.exchange.outcome = call.exchange.outcome or "client_closed"
+
+
+class Generate(Endpoint):
+    def __init__(self, services: Services, workers: Workers, name: str, preparation: Prepare) -> None:
+        super().__init__(services, workers, name)
+        self._preparation = preparation
+
+    async def _respond(self, call: Call, body: bytes) -> Response:
+        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, self._services))
+        return await self._answer(call, prepared)
 
 
 async def first_output(generation: Generation, patience_s: float) -> None:

@@ -20,17 +20,17 @@ from gateway.responses.background import Background
 from gateway.responses.prepare import plan_response, prepare_response
 from gateway.responses.store import Record, Store
 from gateway.responses.types import Deleted, InputTokens, Item, ItemList
-from gateway.routes import Call, Generate, answer_headers, check_open, json_response
+from gateway.routes import Call, Endpoint, answer_headers, check_open, json_response
 from gateway.services import Services
 
 _MAX_LISTED = 100
 
 
-class CreateResponse(Generate):
+class CreateResponse(Endpoint):
     """POST /v1/responses"""
 
     def __init__(self, services: Services, workers: Workers, store: Store, background: Background) -> None:
-        super().__init__(services, workers, "responses", prepare.prepare_chat)
+        super().__init__(services, workers, "responses")
         self._store = store
         self._background = background
 
