@@ -37,7 +37,7 @@ class Pending:
 
     def result(self) -> Matcher:
         """Raises Rejected: bad_grammar, or grammar_timeout if it is not compiled yet."""
-        if not self.future.done():
+        if not self.future.done() or self.future.cancelled():
             raise Rejected("grammar_timeout", "the grammar takes too long to compile")
         error = self.future.exception()
         if error is None or isinstance(error, Rejected):

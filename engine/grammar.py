@@ -10,9 +10,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from scheduler.protocol import Vocabulary
 from scheduler.types import Rejected
 
-MAX_GRAMMAR_CHARS = 1 << 20
+MAX_GRAMMAR_CHARS = 1 << 19  # compiling can take time quadratic in it: some seconds at most
+MAX_ERROR_CHARS = 1000
 LIMITS = LLParserLimits(
-    max_grammar_size=200_000,  # symbols
+    max_grammar_size=60_000,  # symbols; it counts them in 16 bits
     max_lexer_states=50_000,  # 1-2 kB each
     verbose_errors=False,
 )
@@ -44,7 +45,7 @@ class Compiler:
             raise Rejected("bad_grammar", message)
         matcher = LLMatcher(self._tokenizer, _without_forcing(grammar), log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise Rejected("bad_grammar", matcher.get_error().strip())
+            raise Rejected("bad_grammar", matcher.get_error().strip()[:MAX_ERROR_CHARS])
         return matcher
 
 
@@ -104,7 +105,8 @@ def _without_forcing(grammar: str) -> str:
         return f"{grammar}\n{NO_FORCING}"
     try:
         parsed = json.loads(grammar)
-        parsed["grammars"].append({"lark_grammar": f'{NO_FORCING}\nstart: ""'})
+        first, *others = parsed["grammars"]
+        parsed["grammars"] = [first, *others, {"lark_grammar": f'{NO_FORCING}\nstart: ""'}]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Rejected("bad_grammar", "the grammar is not an object with a list named grammars") from None
+        raise Rejected("bad_grammar", "the grammar is no object that lists its grammars") from None
     return json.dumps(parsed)
