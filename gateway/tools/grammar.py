@@ -70,17 +70,18 @@ def wrap_after_reasoning(
     """The grammar, after reasoning that is free: all up to the end marker if the prompt has begun it, otherwise
     what may come between the two markers. `grammar` is Lark, or JSON with llguidance's list of grammars."""
     first, *others = _grammars(grammar)
+    name = first.get("name") or f"answer_{len(others)}"
     begin = "" if starts_inside else f"{marker(reasoning.begin, special)} "
     block = f"{begin}reasoning NEWLINES?"
     rules = [
         "%llguidance {}",
-        f"start: {block} @answer" if starts_inside else f"start: ({block})? @answer",
+        f"start: {block} @{name}" if starts_inside else f"start: ({block})? @{name}",
         f"TEXT: {_TEXT}",
         r"NEWLINES: /\n{1,2}/",
         *_until("reasoning", reasoning.end, special),
     ]
     wrapper = {"lark_grammar": "\n".join(rules)}
-    return json.dumps({"grammars": [wrapper, {**first, "name": "answer"}, *others]})
+    return json.dumps({"grammars": [wrapper, {**first, "name": name}, *others]})
 
 
 def _until(name: str, text: str, special: Mapping[str, int]) -> list[str]:

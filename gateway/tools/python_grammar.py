@@ -12,6 +12,8 @@ from gateway.tools.grammar import json_rule, literal, schema_of
 
 _UNFIT = frozenset({"$ref", "anyOf", "oneOf", "allOf", "patternProperties", "if", "not", "dependentRequired"})
 _DEFINITIONS = ("$defs", "definitions")
+_PLAIN = frozenset({"type", "title", "description", "default"})
+_CONSTANTS = {"boolean": '("True" | "False")', "null": '"None"'}
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -71,6 +73,6 @@ def _open_rules(name: str, tool: Tool, additional: Any) -> list[str]:
 def _value(schema: Any, definitions: Mapping[str, Any], *, lenient: bool) -> str:
     if schema is False:
         raise ValueError("a property without any value cannot be enforced")
-    if schema == {"type": "boolean"}:
-        return '("True" | "False")'
+    if isinstance(schema, dict) and schema.keys() <= _PLAIN and schema.get("type") in _CONSTANTS:
+        return _CONSTANTS[schema["type"]]
     return f"({json_rule({**({} if schema is True else schema), **definitions}, lenient=lenient)})"
