@@ -48,6 +48,8 @@ def rejected(services: Services, refusal: Rejected) -> ApiError:
         return ApiError(429, refusal.message, type="rate_limit_error", code="queue_full", headers=headers)
     if refusal.code in ("too_long", "never_fits"):
         return ApiError(400, refusal.message, code="context_length_exceeded")
+    if refusal.code in ("bad_grammar", "grammar_timeout"):
+        return ApiError(400, f"The form of the answer cannot be enforced: {refusal.message}", code="invalid_grammar")
     # Everything else should have been caught here first, so it is not the client's fault.
     message = f"The engine refused the request: {refusal.message}"
     return ApiError(500, message, type="server_error", code="engine_refused")

@@ -165,7 +165,7 @@ def _try_schema(text: str) -> tuple[str | None, str]:
 
 
 def _find_fault(schema: Mapping[str, Any], where: str) -> str:
-    """The path of the deepest part that fails by itself."""
+    """The path of the deepest part that fails by itself; through references too."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     looked_at = 0
     path, current = where, schema
@@ -179,6 +179,21 @@ def _find_fault(schema: Mapping[str, Any], where: str) -> str:
                 break
         else:
             return path
+        pointer, target = _referred(current, schema)
+        if target is not None:
+            path, current = f"{where}.{pointer}", target
+
+
+def _referred(part: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    """What a part refers to within the schema, by name and as it is."""
+    reference = part.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return "", None
+    names = reference[2:].split("/")
+    target: Any = schema
+    for name in names:
+        target = target.get(name) if isinstance(target, dict) else None
+    return ".".join(names), target if isinstance(target, dict) else None
 
 
 def _fails(shared: Mapping[str, Any]) -> bool:
