@@ -323,15 +323,16 @@ def truncated(request: GenerateRequest, prompt: list[int], max_model_len: int) -
     return prompt[:keep] if request.truncation_side == "right" else prompt[-keep:]
 
 
-def fit(request: GenerateRequest, prompt_len: int, max_model_len: int) -> int:
-    """The max_tokens of a prompt. Never cuts a prompt: what does not fit is a 400 with the counts."""
+def fit(request: GenerateRequest, prompt_len: int, max_model_len: int, most: int | None) -> int:
+    """The max_tokens of a prompt; `most` bounds what nobody asked for. Never cuts a prompt: what does not fit is a
+    400 with the counts."""
     source = "messages" if isinstance(request, ChatRequest) else "prompt"
     param, asked = asked_max_tokens(request)
     room = max_model_len - prompt_len
     if room < (1 if asked is None else asked):
         raise _too_long(source, param, prompt_len, asked, max_model_len)
     default = room if isinstance(request, ChatRequest) else min(room, COMPLETION_MAX_TOKENS)
-    max_tokens = default if asked is None else asked
+    max_tokens = min(default, most or default) if asked is None else asked
     if (request.min_tokens or 0) > max_tokens:
         message = f"min_tokens must be between 0 and {max_tokens} ({param}), but is {request.min_tokens}."
         raise invalid("min_tokens", message, "value_out_of_range")
@@ -387,7 +388,8 @@ def make_job(
 ) -> Job:
     """n: candidates a prompt."""
     prompts = [truncated(request, prompt, limits.max_model_len) for prompt in prompts]
-    max_tokens = [fit(request, len(prompt), limits.max_model_len) for prompt in prompts]
+    most = limits.settings.max_tokens_limit
+    max_tokens = [fit(request, len(prompt), limits.max_model_len, most) for prompt in prompts]
     return Job(
         prompts=prompts,
         params=[msgspec.structs.replace(base, max_tokens=count) for count in max_tokens],

@@ -107,3 +107,10 @@ async def test_the_stop_that_ended_it_is_told() -> None:
     assert (await ask(FakeEngine(), stop="ll")).json()["choices"][0]["stop_reason"] == "ll"
     assert (await ask(FakeEngine(), stop_token_ids=[EOS - 149])).json()["choices"][0].get("stop_reason") is None
     assert "stop_reason" not in (await ask(FakeEngine())).json()["choices"][0]
+
+
+async def test_a_servers_limit_bounds_what_nobody_asked_for() -> None:
+    engine = FakeEngine()
+    async with client_of(toy_services(engine, max_tokens_limit=9)) as client:
+        await client.post(CHAT, json={"model": MODEL, "messages": HI})
+    assert engine.submitted[0].params.max_tokens == 9
