@@ -206,7 +206,7 @@ def test_what_is_not_there(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")
     with pytest.raises(openai.NotFoundError) as raised:
-        client.embeddings.create(model=MODEL, input="hi")
+        client.moderations.create(input="hi")
     assert raised.value.code == "not_found"
 
 
