@@ -15,7 +15,7 @@ from gateway.parse import decode, invalid, unbuilt
 from gateway.tools.base import Tool
 
 MAX_TOOLS = 128
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MESSAGE_FIELDS = {field.encode_name for field in msgspec.structs.fields(Message)}
 
@@ -37,9 +37,9 @@ def chat_messages(raws: Sequence[Raw], ignored: list[str] | None = None) -> list
 
 
 def _chat_message(message: Message, where: str) -> Turn:
-    role = _ROLES.get(message.role)
+    role = ROLES.get(message.role)
     if role is None:
-        text = f"{where}.role must be one of {', '.join(_ROLES)}; '{message.role[:40]}' is not supported."
+        text = f"{where}.role must be one of {', '.join(ROLES)}; '{message.role[:40]}' is not supported."
         raise invalid(f"{where}.role", text, "invalid_value")
     for name in ("function_call", "audio"):
         if getattr(message, name):
