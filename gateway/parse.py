@@ -64,7 +64,8 @@ def invalid(param: str | None, message: str, code: str | None = None) -> ApiErro
 
 def unbuilt(param: str, message: str) -> ApiError:
     """For what is known, and not built: to refuse it by name is better than to answer something else."""
-    return ApiError(501, message, type="not_implemented_error", param=param, code="not_implemented")
+    told = {"x-should-retry": "false"}  # or clients try again, as after every 5xx
+    return ApiError(501, message, type="not_implemented_error", param=param, code="not_implemented", headers=told)
 
 
 def decode(data: bytes | Raw, kind: type[T], where: str = "") -> T:

@@ -16,13 +16,14 @@ from gateway.convert import Job, check_model
 from gateway.errors import ApiError
 from gateway.exchange import exchange_of
 from gateway.explain import Parameters
-from gateway.messages.convert import translate
+from gateway.messages.convert import Translated, translate
 from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
 from gateway.openai import encode
-from gateway.parse import Parsed, decode, ignored_header, parse
+from gateway.parse import Parsed, decode, ignored_header, invalid, parse
 from gateway.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
 from gateway.request_limits import check_sampling
+from gateway.served import ServedModel
 from gateway.services import Services
 from gateway.wires.base import new_head
 
@@ -34,7 +35,7 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     request = parsed.request
     check_model(request.model, services.model)
     check_sampling(request, services.settings)
-    translated = translate(request, fields, services.model, parsed.ignored)
+    translated = _translated(request, fields, services.model, parsed.ignored)
     try:
         job, parameters = plan_chat(translated.request, parsed.ignored, services)
     except ApiError as error:
@@ -55,6 +56,13 @@ def _parsed(body: bytes, kind: type[T]) -> tuple[Parsed[T], dict[str, Raw]]:
     return parse(body, kind), decode(body, dict[str, Raw])
 
 
+def _translated(request: Conversation, fields: dict[str, Raw], model: ServedModel, ignored: list[str]) -> Translated:
+    try:
+        return translate(request, fields, model, ignored)
+    except RecursionError:  # what could just be read is written again
+        raise invalid(None, "The body is nested too deeply.", "invalid_json") from None
+
+
 def _cut(job: Job, parameters: Parameters, asked: int) -> tuple[Job, Parameters]:
     """The job was planned with all the room there is; more than that may be asked for, and is not refused."""
     max_tokens = min(asked, job.params[0].max_tokens)
@@ -66,7 +74,7 @@ def count_tokens(body: bytes, services: Services) -> tuple[int, list[str]]:
     """As many as the prompt of the same request would have; and what has no effect."""
     parsed, fields = _parsed(body, Conversation)
     check_model(parsed.request.model, services.model)
-    translated = translate(parsed.request, fields, services.model, parsed.ignored)
+    translated = _translated(parsed.request, fields, services.model, parsed.ignored)
     try:
         num_tokens = len(chat_prompt(translated.request, parsed.ignored, services).ids)
     except ApiError as error:

@@ -159,9 +159,11 @@ async def test_no_nested_field_is_silent(field: str, kind: Any, sample: dict[str
 
 @pytest.mark.parametrize("kind", ["web_search_20250305", "bash_20250124", "code_execution_20250825"])
 async def test_tools_of_the_api_itself_are_refused_by_name(kind: str) -> None:
-    status, message, _ = await answer_to({**BODY, "tools": [{"type": kind, "name": "x"}]})
-    assert status == 501
-    assert f"tools[0].type '{kind}'" in message
+    async with client_of(toy_services()) as client:
+        response = await client.post("/v1/messages", json={**BODY, "tools": [{"type": kind, "name": "x"}]})
+    assert response.status_code == 501
+    assert f"tools[0].type '{kind}'" in response.json()["error"]["message"]
+    assert response.headers["x-should-retry"] == "false"
 
 
 async def test_fields_that_nobody_knows_are_told() -> None:

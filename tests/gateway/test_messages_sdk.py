@@ -256,3 +256,10 @@ async def test_the_client_retries_a_full_queue(connect: Connect) -> None:
     client = connect(FakeEngine(refusal=lambda submit: refusals.pop() if refusals else None))
     answer = await client.with_options(max_retries=1).messages.create(**BASE)
     assert answer.stop_reason == "end_turn"
+
+
+async def test_a_call_that_was_cut_has_no_input(connect: Connect) -> None:
+    cut = saying(CALL[:60], finish="length")
+    answer = await connect(cut).messages.create(**BASE, tools=[WEATHER])
+    assert answer.stop_reason == "max_tokens"
+    assert answer.content[0].to_dict()["input"] == {}
