@@ -10,7 +10,7 @@ from gateway.convert import TextRules
 from gateway.parse import invalid
 from gateway.parts import ChainedReader, PlainReader, Reader
 from gateway.served import ServedModel
-from gateway.structured import either, schema_grammar
+from gateway.structured import checked, either, schema_grammar
 from gateway.tools.grammar import wrap_after_reasoning
 
 _TAIL_IDS = 64  # of a prompt, in which a template may have opened or closed the reasoning
@@ -67,15 +67,16 @@ def _calls_grammar(prompt: ChatPrompt, model: ServedModel, beside_another: bool)
     if choice.mode == "none" or not (wanted or any(tool.strict for tool in choice.functions)):
         return None
     for index, tool in enumerate(choice.functions):
-        if tool.parameters is not None and (wanted or tool.strict):
+        if tool.parameters is not None and tool.strict:
             schema_grammar(dict(tool.parameters), f"tools[{index}].function.parameters")
     try:
-        return model.tool_format.grammar(
+        grammar = model.tool_format.grammar(
             choice.functions,
             required=wanted,
             parallel=choice.parallel,
             strict_only=not wanted,
             special=model.tokenizer.special_ids,
         )
+        return checked(grammar, "tools")
     except ValueError as error:
         raise invalid("tools", f"These tools cannot be enforced: {error}", "invalid_json_schema") from None

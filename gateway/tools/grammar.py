@@ -10,6 +10,16 @@ from typing import Any
 from gateway.reasoning import ReasoningFormat
 from gateway.tools.base import Tool
 
+MORE_CALLS = "{0,15}"  # beside the first: a small model may otherwise call until its tokens end
+_OPEN = {
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+}
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 _WHITESPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TEXT = "/(?s:.*)/"
@@ -25,10 +35,13 @@ class Answer:
 
 
 def schema_of(tool: Tool, *, strict_only: bool) -> dict[str, Any]:
-    """What a call's arguments must be: always an object."""
+    """What a call's arguments must be: always an object, of the named properties only where the schema names some and
+    says nothing of others."""
     if strict_only and not tool.strict:
         return {"type": "object"}
-    return {"type": "object", **(_NO_PARAMETERS if tool.parameters is None else tool.parameters)}
+    schema = {"type": "object", **(_NO_PARAMETERS if tool.parameters is None else tool.parameters)}
+    closed = {} if not schema.get("properties") or _OPEN & schema.keys() else {"additionalProperties": False}
+    return {**schema, **closed}
 
 
 def json_rule(schema: Mapping[str, Any], *, lenient: bool) -> str:

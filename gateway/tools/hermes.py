@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Reading
-from gateway.tools.grammar import Answer, lark, literal, marker
+from gateway.tools.grammar import MORE_CALLS, Answer, lark, literal, marker
 from gateway.tools.json_call import call_rules, read_call, render_call
 from gateway.tools.output import Output
 from gateway.tools.reader import CallReader, Syntax
@@ -29,7 +29,7 @@ class HermesFormat:
         self, tools: Sequence[Tool], *, required: bool, parallel: bool, strict_only: bool, special: Mapping[str, int]
     ) -> str:
         newline, begin, end = literal("\n"), marker(_BEGIN, special), marker(_END, special)
-        more = f"({newline} {begin} inside)*" if parallel else ""
+        more = f"({newline} {begin} inside){MORE_CALLS}" if parallel else ""
         rules = [
             f"calls: inside {more}",
             f"inside: {newline} call {newline} {end}",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Reading
-from gateway.tools.grammar import Answer, lark, literal
+from gateway.tools.grammar import MORE_CALLS, Answer, lark, literal
 from gateway.tools.json_call import call_rules, read_call, render_call
 from gateway.tools.output import Output
 from gateway.tools.reader import CallReader, Syntax
@@ -29,7 +29,7 @@ class Llama3JsonFormat:
         self, tools: Sequence[Tool], *, required: bool, parallel: bool, strict_only: bool, special: Mapping[str, int]
     ) -> str:
         rules = [
-            f"calls: call ({literal('; ')} call)*" if parallel else "calls: call",
+            f"calls: call ({literal('; ')} call){MORE_CALLS}" if parallel else "calls: call",
             *call_rules(tools, "parameters", strict_only=strict_only),
         ]
         return lark(Answer("calls", begin=_BEGIN, bare="{"), rules, required=required, special=special)

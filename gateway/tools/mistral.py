@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Malformed, Reading
-from gateway.tools.grammar import Answer, json_arguments, lark, literal, marker
+from gateway.tools.grammar import MORE_CALLS, Answer, json_arguments, lark, literal, marker
 from gateway.tools.json_call import call_rules, read_arguments, read_call, render_call
 from gateway.tools.output import Draft, Output
 from gateway.tools.reader import CallReader, Syntax
@@ -39,10 +39,10 @@ class MistralFormat:
         self, tools: Sequence[Tool], *, required: bool, parallel: bool, strict_only: bool, special: Mapping[str, int]
     ) -> str:
         if self._by_name:
-            more = f"({marker(_BEGIN, special)} call)*" if parallel else ""
+            more = f"({marker(_BEGIN, special)} call){MORE_CALLS}" if parallel else ""
             rules = [f"calls: call {more}", *_named_rules(tools, special, strict_only=strict_only)]
         else:
-            more = f"({literal(', ')} call)*" if parallel else ""
+            more = f"({literal(', ')} call){MORE_CALLS}" if parallel else ""
             rules = [
                 f"calls: {literal('[')} call {more} {literal(']')}",
                 *call_rules(tools, "arguments", strict_only=strict_only),

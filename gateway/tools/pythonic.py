@@ -9,7 +9,7 @@ from typing import Any
 from gateway.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Reading
-from gateway.tools.grammar import Answer, lark, literal, marker
+from gateway.tools.grammar import MORE_CALLS, Answer, lark, literal, marker
 from gateway.tools.output import Output
 from gateway.tools.python_call import read_calls
 from gateway.tools.python_grammar import call_rules, keyword
@@ -39,7 +39,7 @@ class PythonicFormat:
     def grammar(
         self, tools: Sequence[Tool], *, required: bool, parallel: bool, strict_only: bool, special: Mapping[str, int]
     ) -> str:
-        more = f"({literal(', ')} call)*" if parallel else ""
+        more = f"({literal(', ')} call){MORE_CALLS}" if parallel else ""
         end = marker(self._pair[1], special) if self._pair else ""
         rules = [f"calls: {literal('[')} call {more} {literal(']')} {end}", *call_rules(tools, strict_only=strict_only)]
         answer = Answer("calls", begin=self._pair[0]) if self._pair else Answer("calls", begin=None, bare="[")

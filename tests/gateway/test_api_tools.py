@@ -131,11 +131,24 @@ async def test_only_the_named_function_is_told_and_allowed() -> None:
 
 
 async def test_a_wrong_schema_of_a_tool_is_named() -> None:
-    bad = tool("look", parameters={"type": "object", "properties": {"at": {"type": "array", "uniqueItems": True}}})
+    bad = tool(
+        "look", strict=True, parameters={"type": "object", "properties": {"at": {"type": "array", "uniqueItems": True}}}
+    )
     answer = await ask(saying("ok"), tools=[tool("a"), bad], tool_choice="required")
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "tools[1].function.parameters.properties.at")
     assert "uniqueItems" in error["message"]
+
+
+async def test_a_tool_that_is_not_strict_may_say_what_cannot_be_enforced() -> None:
+    loose = tool("look", parameters={"type": "object", "properties": {"at": {"type": "array", "uniqueItems": True}}})
+    assert (await ask(saying("ok"), tools=[loose], tool_choice="required")).status_code == 200
+
+
+async def test_a_broken_schema_of_any_tool_is_refused() -> None:
+    broken = tool("look", parameters={"type": "object", "properties": {"at": {"$ref": "#/$defs/x"}}})
+    answer = await ask(saying("ok"), tools=[broken], tool_choice="required")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
 
 
 # reasoning
