@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ class Exchange:
     generated_tokens: int = 0
     ttft_s: float | None = None
     key: str | None = None  # the name of the one that was given
+    running_on: RunningOn | None = None  # when it has been answered
 
     @property
     def used_tokens(self) -> int:
-        return self.prompt_tokens + self.generated_tokens
+        later = 0 if self.running_on is None else self.running_on.exchange.used_tokens
+        return self.prompt_tokens + self.generated_tokens + later
 
     def fail(self, error: ApiError) -> None:
         """The first outcome counts."""
@@ -45,6 +48,14 @@ class Exchange:
         level = logging.DEBUG if self.endpoint in _QUIET else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _encode(AccessLine.of(self, seconds)).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOn:
+    """Work that a request has left behind, with a line of its own in the log."""
+
+    exchange: Exchange
+    task: asyncio.Task[None]
 
 
 class AccessLine(msgspec.Struct, frozen=True):

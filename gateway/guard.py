@@ -92,7 +92,10 @@ class Guard:
         try:
             await self._app(scope, receive, with_headers)
         finally:
-            account.leave(visit, clock(), free=got_nothing(exchange))
+            if exchange.running_on is None:
+                account.leave(visit, clock(), free=got_nothing(exchange))
+            else:
+                exchange.running_on.task.add_done_callback(lambda _: account.leave(visit, clock()))
 
 
 def is_limited(scope: Scope) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway import faults
 from gateway.errors import ApiError
-from gateway.exchange import Exchange
+from gateway.exchange import Exchange, RunningOn
 from gateway.generation import Generation
 from gateway.responses.prepare import PreparedResponse
 from gateway.responses.types import Response
@@ -51,6 +51,7 @@ class Background:
         task = asyncio.create_task(self._run(response.id, running), name=response.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        asker.running_on = RunningOn(running.exchange, task)
         return response
 
     async def _accepted(self, prepared: PreparedResponse, asker: Exchange) -> Running:
