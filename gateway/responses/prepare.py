@@ -9,17 +9,19 @@ from gateway.convert import Job
 from gateway.errors import ApiError
 from gateway.explain import Parameters
 from gateway.parse import invalid, parse
-from gateway.prepare import Prepared, plan_chat
+from gateway.prepare import Prepared, cost, plan_chat
 from gateway.responses import convert
 from gateway.responses.convert import Checked
 from gateway.responses.items import ItemReader, check_call_outputs
 from gateway.responses.output import Output
-from gateway.responses.store import Record, Store
+from gateway.responses.store import Record, Store, new_record
 from gateway.responses.truncation import plan_truncated
 from gateway.responses.turns import Sourced, messages
 from gateway.responses.types import Item, ReasoningShape, Response, ResponseRequest, TextShape
 from gateway.responses.wire import ResponsesWire
 from gateway.services import Services
+
+_GOES_BACK = (b'"previous_response_id"', b'"item_reference"', b'"id"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +44,26 @@ class Planned:
     parameters: Parameters
 
 
+def response_cost(body: bytes) -> int:
+    """A short body may go back to a long conversation."""
+    return 1 << 30 if any(word in body for word in _GOES_BACK) else cost(body)
+
+
 def prepare_response(body: bytes, services: Services, store: Store, owner: str | None) -> PreparedResponse:
     planned = plan_response(body, services, store, owner)
     request = planned.request
     stored = request.store is not False and store.is_on
     if not store.is_on:
         _check_unstored(request, planned.ignored)
-    items = planned.items
+    base = _base(planned, services, stored)
+    record = new_record(base.id, owner, planned.items) if stored else None
 
     def keep(response: Response) -> None:
-        if stored:
-            store.put(Record.of(response, owner, items))
+        if record is not None:
+            store.put(record.with_response(response))
 
     wire = ResponsesWire(
-        base=_base(planned, services, stored),
+        base=base,
         tokenizer=services.model.tokenizer,
         logprobs=planned.checked.logprobs,
         keep=keep,

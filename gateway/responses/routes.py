@@ -17,7 +17,7 @@ from gateway.openai import encode
 from gateway.parse import invalid, unbuilt
 from gateway.prepare import Workers
 from gateway.responses.background import Background
-from gateway.responses.prepare import plan_response, prepare_response
+from gateway.responses.prepare import plan_response, prepare_response, response_cost
 from gateway.responses.store import Record, Store
 from gateway.responses.types import Deleted, InputTokens, Item, ItemList
 from gateway.routes import Call, Endpoint, answer_headers, check_open, json_response
@@ -37,7 +37,7 @@ class CreateResponse(Endpoint):
     async def _respond(self, call: Call, body: bytes) -> HttpResponse:
         services, exchange = self._services, call.exchange
         work = partial(prepare_response, body, services, self._store, exchange.key)
-        response = await self._workers.run(prepare.cost(body), work)
+        response = await self._workers.run(response_cost(body), work)
         if not response.background:
             return await self._answer(call, response.prepared)
         prepare.check_strict(response.prepared.ignored, services.settings)
@@ -83,7 +83,7 @@ class Responses:
         check_open(services)
         body = await read_body(request.scope, request.receive, services.settings)
         work = partial(plan_response, body, services, self._store, exchange.key)
-        planned = await self._workers.run(prepare.cost(body), work)
+        planned = await self._workers.run(response_cost(body), work)
         return json_response(encode(InputTokens(len(planned.job.prompts[0]))))
 
     async def compact(self, request: Request) -> HttpResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import msgspec
@@ -17,6 +17,11 @@ _decode_response = msgspec.json.Decoder(Response).decode
 _decode_items = msgspec.json.Decoder(list[Item]).decode
 
 
+def new_record(response_id: str, owner: str | None, input_items: Sequence[Item]) -> Record:
+    """Without its response."""
+    return Record(response_id, owner, b"", encode(input_items), tuple(item.id for item in input_items))
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """Kept as JSON: a struct of the same would take many times the memory."""
@@ -27,10 +32,9 @@ class Record:
     input_body: bytes
     item_ids: Sequence[str]
 
-    @classmethod
-    def of(cls, response: Response, owner: str | None, input_items: Sequence[Item]) -> Record:
-        ids = tuple(item.id for item in (*input_items, *response.output))
-        return cls(response.id, owner, encode(response), encode(input_items), ids)
+    def with_response(self, response: Response) -> Record:
+        ids = (*self.item_ids, *(item.id for item in response.output))
+        return replace(self, body=encode(response), item_ids=ids)
 
     @property
     def item_keys(self) -> list[tuple[str | None, str]]:

@@ -239,6 +239,7 @@ async def test_only_generation_is_limited(guarded: Guarded) -> None:
         ("POST", "/v1/of_next_year", True),
         ("GET", "/v1/responses/resp_1", False),
         ("POST", "/v1/responses/resp_1/cancel", False),
+        ("POST", "/v1/responses/input_tokens", False),
         ("POST", "/v1/chat/completions/render", False),
         ("POST", "/v1/messages/count_tokens", False),
         ("POST", "/tokenize", False),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.responses.store import Record, Store
+from gateway.responses.store import Record, Store, new_record
 from gateway.responses.types import InputText, Message, ReasoningShape, Response, TextShape
 from tests.gateway.responses_api import HELLO, raw, services_of
 
@@ -38,7 +38,8 @@ def response(response_id: str, text: str = "") -> Response:
 
 
 def record(response_id: str, owner: str | None = None, text: str = "") -> Record:
-    return Record.of(response(response_id, text), owner, [Message(f"in_{response_id}", "user", [InputText("hi")])])
+    given = [Message(f"in_{response_id}", "user", [InputText("hi")])]
+    return new_record(response_id, owner, given).with_response(response(response_id, text))
 
 
 def kept(store: Store, *ids: str) -> list[str]:
