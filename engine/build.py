@@ -174,4 +174,5 @@ def _ready(
         weights_bytes=weights.num_bytes,
         kv_cache_bytes=cache.num_bytes,
         phases_s=phases.seconds,
+        hidden_size=checkpoint.spec.hidden,
     )

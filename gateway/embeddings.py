@@ -55,8 +55,7 @@ def prepare_embeddings(body: bytes, services: Services) -> Prepared:
     parsed = parse(body, EmbeddingRequest)
     request, model, bounds = parsed.request, services.model, limits(services)
     check_model(request.model, model)
-    if request.dimensions is not None and request.dimensions < 1:
-        raise _wrong_dimensions(request.dimensions)
+    _check_dimensions(request.dimensions, services)
     inputs = _inputs(request.input, bounds)
     prompts = [_ids(where, given, model, bounds.max_model_len) for where, given in inputs]
     params = SamplingParams(max_tokens=0, embed=True)
@@ -65,9 +64,11 @@ def prepare_embeddings(body: bytes, services: Services) -> Prepared:
     return Prepared(job, wire, parsed.ignored, stream=False)
 
 
-def _wrong_dimensions(asked: int, size: int | None = None) -> ApiError:
-    most = "" if size is None else f" and at most {size}"
-    return invalid("dimensions", f"dimensions must be at least 1{most}, but is {asked}.", "value_out_of_range")
+def _check_dimensions(asked: int | None, services: Services) -> None:
+    ready = services.engine.ready
+    most = 0 if ready is None else ready.hidden_size
+    if asked is not None and not 1 <= asked <= most:
+        raise invalid("dimensions", f"dimensions must be between 1 and {most}, but is {asked}.", "value_out_of_range")
 
 
 def _inputs(value: Any, bounds: Limits) -> list[tuple[str, Prompt]]:
@@ -137,8 +138,6 @@ class EmbeddingsWire:
         if delta.prompt is None or delta.prompt.embedding is None:
             raise RuntimeError(f"the engine sent no embedding of input {delta.index}")
         mean = np.frombuffer(delta.prompt.embedding, "<f4")
-        if self.dimensions is not None and self.dimensions > len(mean):
-            raise _wrong_dimensions(self.dimensions, len(mean))
         return normalised(mean[: self.dimensions])
 
     def _written(self, vector: Vector) -> list[float] | str:

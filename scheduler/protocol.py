@@ -90,6 +90,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     weights_bytes: int
     kv_cache_bytes: int
     phases_s: list[tuple[str, float]]  # start-up phases and their seconds
+    hidden_size: int = 0  # of the embeddings of prompts
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
