@@ -22,6 +22,7 @@ from gateway.errors import ApiError
 from gateway.exchange import Exchange, exchange_of, request_id
 from gateway.guard import RATE_LIMIT_HEADERS, Guard
 from gateway.messages.routes import CountTokens, prepare_messages
+from gateway.openapi.routes import docs_routes
 from gateway.prepare import Workers, prepare_chat, prepare_completion
 from gateway.race import ClientGone
 from gateway.responses.routes import responses_routes
@@ -73,6 +74,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/version", pages.version),
+        *docs_routes(services),
         Route("/tokenize", pages.tokenize, methods=["POST"]),
         Route("/detokenize", pages.detokenize, methods=["POST"]),
     ]

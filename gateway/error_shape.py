@@ -25,9 +25,12 @@ _ANTHROPIC_TYPES = {
 }
 
 
+def is_anthropic(path: str) -> bool:
+    return path == ANTHROPIC or path.startswith(ANTHROPIC + "/")
+
+
 def error_response(error: ApiError, scope: Scope) -> Response:
-    path: str = scope["path"]
-    if path == ANTHROPIC or path.startswith(ANTHROPIC + "/"):
+    if is_anthropic(scope["path"]):
         body = anthropic_body(error, exchange_of(scope).request_id)
     else:
         body = error.body()

@@ -1,0 +1,62 @@
+"""What statuses and codes of errors mean to clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+STATUSES: Mapping[int, str] = {
+    400: "Something is wrong with the request; param names the field.",
+    401: "The key is missing, or is not one of this server's.",
+    404: "What the request names is not here.",
+    405: "The path does not answer this method; Allow names those that it does.",
+    408: "The body arrived too slowly, or the stream was read too slowly.",
+    409: "The response was cancelled.",
+    413: "The body is too large.",
+    415: "The body is not JSON, or is compressed.",
+    429: "There is no room now. Retry-After tells when to come back.",
+    500: "The server is at fault; x-request-id finds it in the log.",
+    501: "A known feature that is not built; param names it.",
+    503: "The engine is not ready, or the server is shutting down. Retry-After tells when to come back.",
+    504: "The request waited too long.",
+}
+
+CODES: Mapping[str, str] = {
+    "cancelled": "The response was cancelled.",
+    "chat_template_error": "The model's chat template refuses these messages.",
+    "conflicting_parameters": "Two fields exclude each other.",
+    "context_length_exceeded": "Prompt and answer do not fit the model's context.",
+    "draining": "The server is shutting down.",
+    "engine_refused": "The engine refused what was thought to be checked.",
+    "engine_unavailable": "The engine is starting, or has just failed.",
+    "generation_failed": "The engine failed while it computed the answer.",
+    "internal_error": "A failure that nobody foresaw.",
+    "invalid_api_key": "A key is missing or wrong.",
+    "invalid_grammar": "A grammar or a regular expression cannot be compiled.",
+    "invalid_json": "The body is not JSON in UTF-8, or is nested too deeply.",
+    "invalid_json_schema": "A schema cannot be compiled; param names the part at fault.",
+    "invalid_type": "A field has the wrong type.",
+    "invalid_value": "A field has a value that is not one of those allowed.",
+    "item_not_found": "There is no stored item of this id.",
+    "method_not_allowed": "The path does not answer this method.",
+    "missing_required_parameter": "A field is missing.",
+    "model_not_found": "The model is not the one that is served.",
+    "no_chat_template": "The model has no chat template; use /v1/completions.",
+    "not_found": "There is nothing at this path.",
+    "not_implemented": "A known feature that is not built.",
+    "not_in_background": "Only responses that run in the background can be cancelled.",
+    "previous_response_not_found": "The response to go on from is not stored.",
+    "queue_full": "As many requests are waiting as may.",
+    "queue_timeout": "The request waited in the queue as long as it may.",
+    "rate_limit_exceeded": "The key's limit of requests or tokens is reached.",
+    "request_timeout": "The body did not arrive in time.",
+    "request_too_large": "The body is too large.",
+    "request_too_long": "There are more messages or characters than this server takes.",
+    "response_not_found": "The response is not stored.",
+    "slow_reader": "The stream was read too slowly.",
+    "stalled": "The engine sent nothing for too long.",
+    "too_many_background": "As many responses are running in the background as may.",
+    "unsupported_content": "The model takes text only.",
+    "unsupported_media_type": "The body is not JSON, or is compressed.",
+    "unsupported_parameter": "The field has no effect here, and the server is strict or the model cannot do it.",
+    "value_out_of_range": "A number, or the length of something, is out of range.",
+}
