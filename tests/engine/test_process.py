@@ -19,7 +19,9 @@ from scheduler.protocol import (
     Outputs,
     Progress,
     Ready,
+    Rejection,
     Submit,
+    Vocabulary,
 )
 from scheduler.types import SamplingParams
 from tests.engine.test_loaders import CONFIG
@@ -76,9 +78,15 @@ def engine(folder: Path) -> Iterator[Engine]:
     engine.close()
 
 
+def verdict(gateway: Gateway) -> FromEngine:
+    while isinstance(message := gateway.receive(), Outputs):
+        assert message.outputs == []  # a sign of life
+    return message
+
+
 def answer(gateway: Gateway, submit: Submit) -> list[Output]:
     gateway.send(submit)
-    assert gateway.receive() == Accepted(submit.seq_ids)
+    assert verdict(gateway) == Accepted(submit.seq_ids)
     outputs: list[Output] = []
     while sum(output.finish is not None for output in outputs) < len(submit.seq_ids):
         message = gateway.receive()
@@ -116,6 +124,21 @@ def test_a_prompt_that_fills_the_context_is_scored_and_nothing_is_generated(engi
     assert len(leader.first.prompt.embedding or b"") == 4 * CONFIG["hidden_size"]
     assert follower.first is not None
     assert (follower.first.prompt, follower.first.cached_tokens) == (None, 112)
+
+
+def test_it_follows_a_grammar_once_it_knows_what_tokens_stand_for(engine: Engine) -> None:
+    gateway = engine.connect()
+    assert isinstance(engine.after_start(gateway), Ready)
+    params = SamplingParams(max_tokens=20, stop_ids=(99,), grammar='start: "yes" | "maybe"')
+    gateway.send(Submit([1], [5], params, [1]))
+    refusal = verdict(gateway)
+    assert isinstance(refusal, Rejection)
+    assert refusal.code == "bad_grammar"
+    gateway.send(Vocabulary([*(bytes([code]) for code in range(ord("a"), ord("z") + 1))], [], [25]))
+    outputs = answer(gateway, Submit([2], [5], params, [1]))
+    text = bytes(ord("a") + token for output in outputs for token in output.tokens)
+    assert text in (b"yes", b"maybe")
+    assert outputs[-1].finish == "stop"
 
 
 def test_sigterm_ends_it_with_code_0_and_sigint_does_nothing(engine: Engine) -> None:
