@@ -1,7 +1,7 @@
 """What types cannot say of requests' fields: meaning, ranges, defaults, and the forms of what is checked by hand.
 
 A key is a field's name in every request, or `Type.field` for one type's own. What stands beside description, default
-and examples narrows the type; with `anyOf`, `enum` or `$ref` it replaces the type.
+and examples narrows the type; with `anyOf`, `enum` or `$ref` it replaces the type. TYPES is about types as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway import conversation, convert, structured
 from gateway.chat_prompt import EFFORTS
-from gateway.responses.convert import INCLUDES
+from gateway.responses.convert import ENCRYPTED, LOGPROBS
 from gateway.services import Services
 
 Schema = dict[str, Any]
@@ -295,8 +295,8 @@ _RESPONSES_ITEM = either(
 
 RESPONSES: Mapping[str, Schema] = {
     "input": text(
-        "A text or items. May be missing where previous_response_id is given.",
-        **either(_TEXT, array(_RESPONSES_ITEM), NULL),
+        "A text or items.",
+        **either(_TEXT, array(_RESPONSES_ITEM)),
     ),
     "instructions": text("The system's message, which following responses do not keep."),
     "previous_response_id": text("A kept response whose conversation goes on."),
@@ -330,7 +330,7 @@ RESPONSES: Mapping[str, Schema] = {
     "reasoning": text("For models that reason."),
     "ResponsesReasoningConfig.effort": text("For templates that read it.", enum=[*EFFORTS, None]),
     "ResponsesReasoningConfig.summary": text("Without effect here."),
-    "include": text("What else the answer tells.", items={"enum": list(INCLUDES)}),
+    "include": text("What else the answer tells.", items={"enum": [LOGPROBS, ENCRYPTED]}),
     "max_output_tokens": text("Most tokens of the answer.", minimum=1),
     "truncation": text("auto: the oldest turns are left out where the conversation is too long.", default="disabled"),
     "store": text("The response is kept, in memory and within bounds.", default=True),
@@ -364,6 +364,62 @@ RESPONSES: Mapping[str, Schema] = {
         f"Responses{kind}.id": text("Of the item; made where it is missing.")
         for kind in ("MessageInput", "CallInput", "CallOutputInput", "ReasoningInput")
     },
+}
+
+
+def _with(required: list[str], **fields: Schema) -> Schema:
+    return {"properties": fields, "required": required}
+
+
+_PARTS = either(_TEXT, array(ref("TextPart"), minItems=1))
+_NO_CALLS: Schema = {"maxItems": 0}
+_ASSISTANT: Schema = {"const": "assistant"}
+_USER_BLOCKS = array(either(ref("AnthropicTextInput"), ref("AnthropicToolResultInput")), minItems=1)
+_ASSISTANT_BLOCKS = array(
+    either(
+        *map(ref, ("AnthropicTextInput", "AnthropicThinkingInput", "AnthropicToolUseInput")),
+        _typed("redacted_thinking"),
+    ),
+    minItems=1,
+)
+_EITHER_PROMPT = either(
+    _with(["prompt"], prompt=_TEXT, messages=NULL), _with(["messages"], messages={"type": "array"}, prompt=NULL)
+)
+
+# Whole types: how their fields depend on each other.
+TYPES: Mapping[str, Schema] = {
+    "Message": either(
+        _with(["content"], role={"enum": ["system", "developer", "user"]}, content=_PARTS, tool_calls=_NO_CALLS),
+        _with(
+            ["content", "tool_call_id"],
+            role={"const": "tool"},
+            content=_ANY_PARTS,
+            tool_call_id=_TEXT,
+            tool_calls=_NO_CALLS,
+        ),
+        _with(["content"], role=_ASSISTANT, content=_PARTS),
+        _with(["tool_calls"], role=_ASSISTANT, tool_calls={"type": "array", "minItems": 1}),
+        _with(["refusal"], role=_ASSISTANT, refusal={"type": "string", "minLength": 1}),
+    ),
+    "TextPart": either(
+        _with(["text"], type={"const": "text"}, text=_TEXT),
+        _with(["refusal"], type={"const": "refusal"}, refusal=_TEXT),
+    ),
+    "ToolDefinition": {"required": ["type", "function"]},
+    "TokenizeRequest": _EITHER_PROMPT,
+    "AnthropicInputMessage": either(
+        _with([], role={"const": "user"}, content=either(_TEXT, _USER_BLOCKS)),
+        _with([], role=_ASSISTANT, content=either(_TEXT, _ASSISTANT_BLOCKS)),
+        _with([], role={"const": "system"}, content=either(_TEXT, _ANTHROPIC_TEXTS)),
+    ),
+    "AnthropicToolChoice": either(
+        _with([], type={"enum": ["auto", "any", "none"]}), _with(["name"], type={"const": "tool"}, name=_TEXT)
+    ),
+    "ResponsesResponseRequest": {"required": ["model", "input"]},
+    "ResponsesPartInput": either(
+        _with(["text"], type={"enum": ["input_text", "output_text", "text"]}, text=_TEXT),
+        _with(["refusal"], type={"const": "refusal"}, refusal=_TEXT),
+    ),
 }
 
 

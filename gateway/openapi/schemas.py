@@ -11,7 +11,7 @@ from msgspec import Struct, UnsetType
 from gateway import embeddings, openai
 from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
-from gateway.openapi.fields import Schema, all_fields, ref
+from gateway.openapi.fields import TYPES, Schema, all_fields, ref
 from gateway.responses import types as responses
 from gateway.services import Services
 
@@ -138,7 +138,7 @@ def _described(name: str, schema: Schema, fields: Mapping[str, Schema]) -> Schem
         field: _merged(given, fields.get(f"{name}.{field}", fields.get(field, {})))
         for field, given in schema["properties"].items()
     }
-    return {**schema, "properties": properties}
+    return {**schema, **TYPES.get(name, {}), "properties": properties}
 
 
 def _merged(given: Schema, told: Schema) -> Schema:
