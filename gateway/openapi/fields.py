@@ -393,7 +393,7 @@ TYPES: Mapping[str, Schema] = {
         _with(
             ["content", "tool_call_id"],
             role={"const": "tool"},
-            content=_ANY_PARTS,
+            content=either(_TEXT, array(ref("TextPart"))),
             tool_call_id=_TEXT,
             tool_calls=_NO_CALLS,
         ),
