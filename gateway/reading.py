@@ -10,7 +10,8 @@ from gateway.convert import TextRules
 from gateway.parse import invalid
 from gateway.parts import ChainedReader, PlainReader, Reader
 from gateway.served import ServedModel
-from gateway.structured import checked, either, schema_grammar
+from gateway.structured import check_leniently, checked, either, enforced_schema, schema_grammar
+from gateway.tools.base import Tool
 from gateway.tools.grammar import wrap_after_reasoning
 
 _TAIL_IDS = 64  # of a prompt, in which a template may have opened or closed the reasoning
@@ -66,12 +67,10 @@ def _calls_grammar(prompt: ChatPrompt, model: ServedModel, beside_another: bool)
     wanted = choice.is_forced or (choice.mode == "auto" and beside_another)
     if choice.mode == "none" or not (wanted or any(tool.strict for tool in choice.functions)):
         return None
-    for index, tool in enumerate(choice.functions):
-        if tool.parameters is not None and tool.strict:
-            schema_grammar(dict(tool.parameters), f"tools[{index}].function.parameters")
+    functions = [_enforced(tool, f"tools[{index}].function.parameters") for index, tool in enumerate(choice.functions)]
     try:
         grammar = model.tool_format.grammar(
-            choice.functions,
+            functions,
             required=wanted,
             parallel=choice.parallel,
             strict_only=not wanted,
@@ -80,3 +79,15 @@ def _calls_grammar(prompt: ChatPrompt, model: ServedModel, beside_another: bool)
         return checked(grammar, "tools")
     except ValueError as error:
         raise invalid("tools", f"These tools cannot be enforced: {error}", "invalid_json_schema") from None
+
+
+def _enforced(tool: Tool, where: str) -> Tool:
+    """A strict tool in the compiler's terms, or a 400; what others ask for beyond that is left to the model."""
+    if tool.parameters is None:
+        return tool
+    parameters = dict(tool.parameters)
+    if not tool.strict:
+        check_leniently(parameters, where)
+        return tool
+    schema_grammar(parameters, where)
+    return replace(tool, parameters=enforced_schema(parameters, where))

@@ -13,6 +13,7 @@ from typing import Any
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from gateway.json_schema import enforceable
 from gateway.openai import GenerateRequest
 from gateway.parse import invalid, unbuilt
 
@@ -134,21 +135,37 @@ def _lark_grammar(value: str, where: str) -> str:
 
 def schema_grammar(schema: Any, where: str) -> str:
     """Raises ApiError (400) with the compiler's words and the path of the smallest part that is at fault."""
-    if isinstance(schema, bool):
-        if not schema:
-            raise invalid(where, f"{where}: false allows no value at all.", "invalid_json_schema")
-        schema = {}
-    if not isinstance(schema, dict):
-        raise invalid(where, f"Invalid value for {where}: expected a JSON schema, an object.", "invalid_type")
-    try:
-        text = json.dumps(schema)
-    except (ValueError, RecursionError):
-        raise invalid(where, f"{where} is nested too deeply.", "invalid_json_schema") from None
-    grammar, problem = _try_schema(text)
+    schema = enforced_schema(schema, where)
+    grammar, problem = _try_schema(json.dumps(schema))
     if grammar is None:
         path = _find_fault(schema, where)
         raise invalid(path, f"Invalid schema at {path}: {problem}", "invalid_json_schema")
     return grammar
+
+
+def check_leniently(schema: dict[str, Any], where: str) -> None:
+    """Raises ApiError (400) where it is no schema at all."""
+    overrides: Any = {"lenient": True}
+    checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=overrides), where)
+
+
+def enforced_schema(schema: Any, where: str) -> dict[str, Any]:
+    """In the compiler's terms. Raises ApiError (400) where it asks for what cannot be enforced."""
+    document = _object(schema, where)
+    return enforceable(document, where) if len(json.dumps(document)) <= MAX_GRAMMAR_CHARS else document
+
+
+def _object(schema: Any, where: str) -> dict[str, Any]:
+    if schema is False:
+        raise invalid(where, f"{where}: false allows no value at all.", "invalid_json_schema")
+    if schema is not True and not isinstance(schema, dict):
+        raise invalid(where, f"Invalid value for {where}: expected a JSON schema, an object.", "invalid_type")
+    document: dict[str, Any] = {} if schema is True else schema
+    try:
+        json.dumps(document)
+    except (ValueError, RecursionError):
+        raise invalid(where, f"{where} is nested too deeply.", "invalid_json_schema") from None
+    return document
 
 
 @lru_cache(256)
@@ -230,6 +247,8 @@ def checked(grammar: str, where: str) -> str:
 @lru_cache(256)
 def _problem(grammar: str) -> str:
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    if is_error and messages[0].startswith("oneOf constraints"):
+        return "oneOf can be enforced only where no value can be two of its schemas, as their types or constants show."
     return _one_line(messages[0]) if is_error else ""
 
 

@@ -72,15 +72,15 @@ async def test_without_a_form_any_text_will_do(fields: dict[str, Any]) -> None:
         ({"response_format": named(None)}, "response_format.json_schema.schema", "Missing"),
         ({"response_format": named(False)}, "response_format.json_schema.schema", "no value"),
         ({"response_format": named({}, strict="x")}, "response_format.json_schema.strict", "boolean"),
-        ({"response_format": named({"type": "strin"})}, "response_format.json_schema.schema", "strin"),
+        ({"response_format": named({"type": "strin"})}, "response_format.json_schema.schema.type", "strin"),
         (
             {"response_format": named({"$defs": {"b": {"not": {}}}, "properties": {"a": {"$ref": "#/$defs/b"}}})},
-            "response_format.json_schema.schema.$defs.b",
+            "response_format.json_schema.schema.$defs.b.not",
             "not",
         ),
         (
             {"response_format": named({"properties": {"a": {"items": {"anyOf": [{}, {"uniqueItems": True}]}}}})},
-            "response_format.json_schema.schema.properties.a.items.anyOf[1]",
+            "response_format.json_schema.schema.properties.a.items.anyOf[1].uniqueItems",
             "uniqueItems",
         ),
         ({"guided_regex": "["}, "guided_regex", "unclosed"),
