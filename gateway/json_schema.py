@@ -41,12 +41,15 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
 _MAX_BRANCHES = 64  # of a oneOf that are compared, each with each
-# The compiler's formats are wider than those of strict readers, which know where a leap second can be.
+# The compiler's formats are wider than those of strict readers, which know leap years, leap seconds and the year 0.
+_LEAP_YEAR = "([1-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
+_DATE = f"^([1-9]...-(0[13-9]|1|02-[01]|02-2[0-8])|{_LEAP_YEAR}-02-29)"
 _BESIDE_FORMAT = {
-    "time": "^.{6}[0-5]",
-    "date-time": "^.{17}[0-5]",
-    "email": "^[^@]{1,64}@",
-    "hostname": "^([^-]|-[^-])*$",
+    "date": (_DATE,),
+    "date-time": (_DATE, "^.{17}[0-5]"),
+    "time": ("^.{6}[0-5]",),
+    "email": ("^[^@]{1,64}@",),
+    "hostname": ("^([^-]|-[^-])*$",),
 }
 _NO_STRAY_DOTS = r"^(?!\.)(?!.*\.\.)"  # how zod's pattern of an email begins: the format says as much
 
@@ -225,8 +228,8 @@ def _required(schema: Schema) -> list[Any]:
 def _sharpen(schema: Schema, references: _References) -> None:
     schema.pop("uniqueItems", None)
     kind, pattern = schema.get("format"), schema.get("pattern")
-    if kind in _BESIDE_FORMAT:
-        _add(schema, {"pattern": _BESIDE_FORMAT[kind]})
+    for narrower in _BESIDE_FORMAT.get(kind or "", ()):
+        _add(schema, {"pattern": narrower})
     if kind == "email" and isinstance(pattern, str) and pattern.startswith(_NO_STRAY_DOTS):
         schema["pattern"] = "^" + pattern.removeprefix(_NO_STRAY_DOTS)
     branches = schema.get("oneOf", [])
