@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import faults
@@ -84,7 +84,8 @@ def cors(services: Services) -> list[Middleware]:
     origins = services.settings.allow_origins
     if not origins:
         return []
-    shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "retry-after", "retry-after-ms"]
+    shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters"]
+    shown += ["retry-after", "retry-after-ms"]
     shown += RATE_LIMIT_HEADERS
     return [
         Middleware(
@@ -168,9 +169,17 @@ async def http_error(request: Request, error: Exception) -> Response:
     }
     message = messages.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(allowed_methods(request)))
     converted = ApiError(error.status_code, message, code=codes.get(error.status_code), headers=headers)
     exchange_of(request.scope).fail(converted)
     return error_response(converted, request.scope)
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """A path may have several routes, and the router tells of the first only."""
+    routes: list[Route] = request.app.routes
+    return {method for each in routes if each.matches(request.scope)[0] != Match.NONE for method in each.methods or ()}
 
 
 async def client_gone(request: Request, error: Exception) -> Response:

@@ -432,7 +432,8 @@ def completion_prompts(prompt: Any, vocab_size: int) -> list[Prompt]:
     if isinstance(prompt[0], str):
         for index, text in enumerate(prompt):
             if not isinstance(text, str):
-                raise invalid(f"prompt[{index}]", f"Invalid value for prompt[{index}]: expected a string.")
+                where = f"prompt[{index}]"
+                raise invalid(where, f"Invalid value for {where}: expected a string.", "invalid_type")
         return list(prompt)
     if isinstance(prompt[0], list):
         return [check_ids(f"prompt[{index}]", tokens, vocab_size) for index, tokens in enumerate(prompt)]

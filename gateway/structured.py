@@ -118,7 +118,12 @@ def _choice_grammar(value: Any, where: str) -> str:
         raise invalid(
             where, f"{where} holds at most {MAX_CHOICES} strings, but got {len(value)}.", "value_out_of_range"
         )
-    return checked("start: " + " | ".join(json.dumps(item, ensure_ascii=False) for item in value), where)
+    return checked("start: " + " | ".join(map(_lark_string, value)), where)
+
+
+def _lark_string(text: str) -> str:
+    """As JSON, but for the delete character, which Lark's strings do not hold."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _lark_grammar(value: str, where: str) -> str:
