@@ -32,17 +32,26 @@ def encode_chat(
     continues = bool(request.continue_final_message)
     _check_ending(request, turns, continues)
     variables = _variables(request, template.variables, ignored)
-    if chat_tools.knows_tools(template.source):
-        turns = chat_tools.template_messages(turns)
+    knows_tools = chat_tools.knows_tools(template.source)
+    if knows_tools:
         variables["tools"] = [tool_document(tool) for tool in choice.functions] or None
-    else:
-        turns = chat_tools.fallback(turns, choice.functions, model.tool_format)
-    ids = template.encode(
-        turns,
-        add_generation_prompt=not continues and request.add_generation_prompt is not False,
-        continue_final=continues,
-        variables=variables,
-    )
+
+    def encode(turns: list[Turn]) -> list[int]:
+        if knows_tools:
+            turns = chat_tools.template_messages(turns)
+        else:
+            turns = chat_tools.fallback(turns, choice.functions, model.tool_format)
+        return template.encode(
+            turns,
+            add_generation_prompt=not continues and request.add_generation_prompt is not False,
+            continue_final=continues,
+            variables=variables,
+        )
+
+    ids = encode(turns)
+    named = [f"messages[{index}].name" for index, turn in enumerate(turns) if "name" in turn]
+    if named and encode([{key: turn[key] for key in turn if key != "name"} for turn in turns]) == ids:
+        ignored += named
     return ChatPrompt(ids, choice)
 
 

@@ -10,30 +10,50 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw
 
-from gateway.openai import Message, MessageToolCall, TextPart, ToolDefinition
+from gateway.openai import FunctionDefinition, Message, MessageToolCall, TextPart, ToolDefinition
 from gateway.parse import decode, invalid, unbuilt
 from gateway.tools.base import Tool
 
 MAX_TOOLS = 128
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MESSAGE_FIELDS = {field.encode_name for field in msgspec.structs.fields(Message)}
+_OF_ROLE = {"refusal": "assistant", "reasoning_content": "assistant", "reasoning": "assistant", "tool_call_id": "tool"}
+_NOTHING = (b"null", b"[]", b"{}")
 
 Turn = dict[str, Any]  # a message as chat templates take it
 
 
 def chat_messages(raws: Sequence[Raw], ignored: list[str] | None = None) -> list[Turn]:
-    """Adds fields of messages that nobody here knows to `ignored`."""
+    """Adds fields of messages that have no effect to `ignored`."""
     if not raws:
         raise invalid("messages", "messages must hold at least one message.", "value_out_of_range")
     turns = []
     for index, raw in enumerate(raws):
         where = f"messages[{index}]"
-        turns.append(_chat_message(decode(raw, Message, where), where))
+        message = decode(raw, Message, where)
+        turns.append(_chat_message(message, where))
         if ignored is not None:
-            unknown = decode(raw, dict[str, Raw], where).keys() - _MESSAGE_FIELDS
-            ignored += [f"{where}.{name}" for name in sorted(unknown)]
+            ignored += _unknown(raw, Message, where) + _without_effect(message, where)
     return turns
+
+
+def _unknown(raw: Raw, kind: type[Any], where: str) -> list[str]:
+    """Fields that ask for something, and that nobody here knows."""
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    fields = decode(raw, dict[str, Raw], where)
+    return [f"{where}.{name}" for name in sorted(fields.keys() - known) if bytes(fields[name]) not in _NOTHING]
+
+
+def _without_effect(message: Message, where: str) -> list[str]:
+    role, parts = ROLES[message.role], message.content if isinstance(message.content, list) else []
+    names = [f"{where}.{name}" for name, of in _OF_ROLE.items() if getattr(message, name) and role != of]
+    if message.refusal and message.content and role == "assistant":
+        names.append(f"{where}.refusal")
+    for index, part in enumerate(parts):
+        names += _unknown(part, TextPart, f"{where}.content[{index}]")
+    for index, call in enumerate(message.tool_calls or []):
+        names += _unknown(call, MessageToolCall, f"{where}.tool_calls[{index}]")
+    return names
 
 
 def _chat_message(message: Message, where: str) -> Turn:
@@ -112,7 +132,8 @@ def text_of(turns: Iterable[Turn]) -> list[str]:
 # tools
 
 
-def tool_functions(raws: Sequence[Raw] | None) -> list[Tool]:
+def tool_functions(raws: Sequence[Raw] | None, ignored: list[str] | None = None) -> list[Tool]:
+    """Adds fields of tools that have no effect to `ignored`."""
     if not raws:
         return []
     if len(raws) > MAX_TOOLS:
@@ -124,6 +145,11 @@ def tool_functions(raws: Sequence[Raw] | None) -> list[Tool]:
             where = f"tools[{index}].function.name"
             raise invalid(where, f"{where}: there is another tool with the name '{function.name}'.", "invalid_value")
         seen.add(function.name)
+    if ignored is not None:
+        for index, raw in enumerate(raws):
+            ignored += _unknown(raw, ToolDefinition, f"tools[{index}]")
+            function_raw = decode(raw, dict[str, Raw])["function"]
+            ignored += _unknown(function_raw, FunctionDefinition, f"tools[{index}].function")
     return functions
 
 

@@ -105,7 +105,8 @@ def parse(body: bytes, kind: type[T]) -> Parsed[T]:
             raise unbuilt(name, f"{name} is not supported by this server yet.")
     known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
     ignored = [name for name in fields if name not in known and name not in not_built and _asks(name, fields[name])]
-    return Parsed(decode(body, kind), ignored + _ignored_options(fields.get("stream_options")))
+    ignored += _ignored_options(fields.get("stream_options")) + _ignored_words(fields.get("response_format"))
+    return Parsed(decode(body, kind), ignored)
 
 
 def _asks(name: str, raw: Raw) -> bool:
@@ -119,6 +120,14 @@ def _ignored_options(raw: Raw | None) -> list[str]:
     options = decode(raw, dict[str, Raw], "stream_options")
     names = [f"stream_options.{name}" for name in options if name not in known]
     return [name for name in names if _asks(name, options[name.partition(".")[2]])]
+
+
+def _ignored_words(raw: Raw | None) -> list[str]:
+    """A schema's description is not shown to the model."""
+    form = decode(raw, Any, "response_format") if raw is not None else None
+    named = form.get("json_schema") if isinstance(form, dict) else None
+    is_described = isinstance(named, dict) and bool(named.get("description"))
+    return ["response_format.json_schema.description"] if is_described else []
 
 
 def ignored_header(names: list[str]) -> str:

@@ -127,7 +127,7 @@ def chat_prompt(
     model = services.model
     turns = chat_messages(request.messages, ignored)
     check_messages(turns, services.settings)
-    functions = tool_functions(request.tools)
+    functions = tool_functions(request.tools, ignored)
     choice = tool_choice(request.tool_choice, functions, request.parallel_tool_calls)
     if bounds is not None:
         convert.check_can_fit("messages", text_of(turns), model, _most_tokens(request, bounds))

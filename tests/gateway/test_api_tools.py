@@ -136,7 +136,7 @@ async def test_a_wrong_schema_of_a_tool_is_named() -> None:
     )
     answer = await ask(saying("ok"), tools=[tool("a"), bad], tool_choice="required")
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, "tools[1].function.parameters.properties.at")
+    assert (answer.status_code, error["param"]) == (400, "tools[1].function.parameters.properties.at.uniqueItems")
     assert "uniqueItems" in error["message"]
 
 
@@ -148,7 +148,7 @@ async def test_a_tool_that_is_not_strict_may_say_what_cannot_be_enforced() -> No
 async def test_a_broken_schema_of_any_tool_is_refused() -> None:
     broken = tool("look", parameters={"type": "object", "properties": {"at": {"$ref": "#/$defs/x"}}})
     answer = await ask(saying("ok"), tools=[broken], tool_choice="required")
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0].function.parameters")
 
 
 # reasoning
