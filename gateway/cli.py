@@ -17,9 +17,9 @@ import typer
 from rich.console import Console
 
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, options
-from gateway.engine_socket import EngineFailed
+from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
-from gateway.lifecycle import BindError
+from gateway.http.lifecycle import BindError
 
 METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "size": "SIZE"}
 NOISY_LIBRARIES = ("asyncio", "httpcore", "httpx", "huggingface_hub")
@@ -57,7 +57,7 @@ def serve(**given: str | bool | None) -> None:
 
 def hash_key() -> None:
     """Print what --api-key-file may hold instead of a key. The key is typed, or comes from a pipe."""
-    from gateway.keys import KeysError, parse_key
+    from gateway.http.keys import KeysError, parse_key
 
     try:
         key = parse_key(getpass("key: ") if sys.stdin.isatty() else sys.stdin.readline().strip())
@@ -68,7 +68,7 @@ def hash_key() -> None:
 
 def _run(config: Config) -> int:
     # imported here: --help need not wait for the whole server
-    from gateway.keys import KeysError
+    from gateway.http.keys import KeysError
     from gateway.serve import Stopped, Surroundings, serve
 
     configure_logging(config.log_level)

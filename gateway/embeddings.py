@@ -12,13 +12,13 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from gateway import openai
-from gateway.choice import Delta
-from gateway.convert import Job, Limits, Prompt, TextRules, check_can_fit, check_ids, check_model
+from gateway.answers.choice import Delta
 from gateway.errors import ApiError
+from gateway.model.served import ServedModel
 from gateway.openai import encode
-from gateway.parse import invalid, parse
-from gateway.prepare import Prepared, limits
-from gateway.served import ServedModel
+from gateway.requests.convert import Job, Limits, Prompt, TextRules, check_can_fit, check_ids, check_model
+from gateway.requests.parse import invalid, parse
+from gateway.requests.prepare import Prepared, limits
 from gateway.services import Services
 from gateway.wires.base import error_event
 from scheduler.types import SamplingParams

@@ -15,21 +15,21 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.app import create_app
 from gateway.config import Config
-from gateway.drain import Drain
-from gateway.engine_socket import SocketEngine
-from gateway.keys import Keys
-from gateway.lifecycle import Server, Signals, bind, end_stragglers, within
-from gateway.load import load_served_model
+from gateway.engines.socket import SocketEngine
+from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
+from gateway.engines.vocabulary import vocabulary_of
+from gateway.http.app import create_app
+from gateway.http.drain import Drain
+from gateway.http.keys import Keys
+from gateway.http.lifecycle import Server, Signals, bind, end_stragglers, within
+from gateway.http.ratelimit import RateLimits
 from gateway.metrics import Metrics
-from gateway.models import ModelRequest, ResolvedModel, resolve_model
-from gateway.ratelimit import RateLimits
-from gateway.served import ServedModel
+from gateway.model.load import load_served_model
+from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
+from gateway.model.served import ServedModel
 from gateway.services import HttpSettings, Services
 from gateway.startup import Display, Started, print_summary
-from gateway.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
-from gateway.vocabulary import vocabulary_of
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 CLOSE_ENGINE_S = 15.0

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
-from gateway.client import EngineClient
-from gateway.drain import Drain
-from gateway.keys import Keys
+from gateway.engines.client import EngineClient
+from gateway.http.drain import Drain
+from gateway.http.keys import Keys
+from gateway.http.ratelimit import RateLimits
 from gateway.metrics import Metrics
-from gateway.ratelimit import RateLimits
-from gateway.served import ServedModel
+from gateway.model.served import ServedModel
 
 
 def installed_version() -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.fetch import cache_folder, default_model_path
+from gateway.model.fetch import cache_folder, default_model_path
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_imports_point_one_way(room: str) -> None:
         ("gateway", "scheduler.scheduler"),
         ("scheduler", "torch.nn"),
         ("scheduler", "gateway.errors"),
-        ("engine", "gateway.text"),
+        ("engine", "gateway.answers.text"),
         ("engine", "tiktoken"),
     ],
 )

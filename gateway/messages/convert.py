@@ -20,9 +20,9 @@ from gateway.messages.types import (
     Thinking,
     ToolChoice,
 )
+from gateway.model.served import ServedModel
 from gateway.openai import ChatRequest, encode
-from gateway.parse import decode, invalid, unbuilt
-from gateway.served import ServedModel
+from gateway.requests.parse import decode, invalid, unbuilt
 
 _SWITCHES = ("enable_thinking", "thinking")  # by which templates turn reasoning on and off
 _NESTED = {"tool_choice": ToolChoice, "thinking": Thinking, "output_config": OutputConfig}

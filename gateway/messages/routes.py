@@ -11,19 +11,19 @@ from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.body import read_body
-from gateway.convert import Job, check_model
 from gateway.errors import ApiError
-from gateway.exchange import exchange_of
-from gateway.explain import Parameters
+from gateway.http.body import read_body
+from gateway.http.exchange import exchange_of
 from gateway.messages.convert import Translated, translate
 from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
+from gateway.model.served import ServedModel
 from gateway.openai import encode
-from gateway.parse import Parsed, decode, ignored_header, invalid, parse
-from gateway.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
-from gateway.request_limits import check_sampling
-from gateway.served import ServedModel
+from gateway.requests.convert import Job, check_model
+from gateway.requests.explain import Parameters
+from gateway.requests.parse import Parsed, decode, ignored_header, invalid, parse
+from gateway.requests.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
+from gateway.requests.request_limits import check_sampling
 from gateway.services import Services
 from gateway.wires.base import new_head
 

@@ -18,7 +18,7 @@ from gateway.messages.types import (
     ToolResultInput,
     ToolUseInput,
 )
-from gateway.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, invalid, unbuilt
 
 T = TypeVar("T")
 Role = Literal["user", "assistant", "system", "tool"]

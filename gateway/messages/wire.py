@@ -9,9 +9,10 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from gateway import openai
-from gateway.choice import Delta
-from gateway.error_shape import anthropic_body
+from gateway.answers.choice import Delta
+from gateway.answers.parts import CallArguments, CallStart, Part, Reasoning, Text
 from gateway.errors import ApiError
+from gateway.http.error_shape import anthropic_body
 from gateway.messages.types import (
     Block,
     Event,
@@ -29,7 +30,6 @@ from gateway.messages.types import (
     Usage,
 )
 from gateway.openai import encode
-from gateway.parts import CallArguments, CallStart, Part, Reasoning, Text
 from gateway.wires.base import Head
 from gateway.wires.chat import answer_parts
 

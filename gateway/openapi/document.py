@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.error_shape import is_anthropic
-from gateway.guard import OPEN_PATHS
+from gateway.http.error_shape import is_anthropic
+from gateway.http.guard import OPEN_PATHS
 from gateway.openapi.codes import STATUSES
 from gateway.openapi.fields import Schema, either, ref
 from gateway.openapi.operations import MODEL, OPERATIONS, Operation

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway import conversation, convert, structured
-from gateway.chat_prompt import EFFORTS
+from gateway.requests import conversation, convert, structured
+from gateway.requests.chat_prompt import EFFORTS
 from gateway.responses.convert import ENCRYPTED, LOGPROBS
 from gateway.services import Services
 

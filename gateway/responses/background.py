@@ -6,15 +6,15 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from gateway import faults
+from gateway.answers.generation import Generation
 from gateway.errors import ApiError
-from gateway.exchange import Exchange, RunningOn
-from gateway.generation import Generation
+from gateway.http import faults
+from gateway.http.exchange import Exchange, RunningOn
+from gateway.http.stream import outcome, whole_answer
 from gateway.responses.prepare import PreparedResponse
 from gateway.responses.types import Response
 from gateway.responses.wire import ResponsesWire
 from gateway.services import Services
-from gateway.stream import outcome, whole_answer
 
 _log = logging.getLogger("headrace.responses")
 

@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from gateway.errors import ApiError
 from gateway.openai import ChatRequest, StreamOptions, encode
-from gateway.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, invalid, unbuilt
 from gateway.responses.turns import Sourced
 from gateway.responses.types import FunctionTool, ItemHead, ResponseRequest
 

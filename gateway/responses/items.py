@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.errors import ApiError
-from gateway.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, invalid, unbuilt
 from gateway.responses.store import Store
 from gateway.responses.types import (
     CallInput,

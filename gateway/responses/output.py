@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
+from gateway.answers.parts import CallArguments, CallStart, Part, Reasoning, Text
 from gateway.openai import ChatLogprob
-from gateway.parts import CallArguments, CallStart, Part, Reasoning, Text
 from gateway.responses.types import (
     ArgumentsEvent,
     Event,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.convert import Job
 from gateway.errors import ApiError
-from gateway.explain import Parameters
-from gateway.parse import invalid, parse
-from gateway.prepare import Prepared, cost, plan_chat
+from gateway.requests.convert import Job
+from gateway.requests.explain import Parameters
+from gateway.requests.parse import invalid, parse
+from gateway.requests.prepare import Prepared, cost, plan_chat
 from gateway.responses import convert
 from gateway.responses.convert import Checked
 from gateway.responses.items import ItemReader, check_call_outputs

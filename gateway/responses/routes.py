@@ -9,18 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
-from gateway import prepare
-from gateway.body import read_body
 from gateway.errors import ApiError
-from gateway.exchange import exchange_of
+from gateway.http.body import read_body
+from gateway.http.exchange import exchange_of
+from gateway.http.routes import Call, Endpoint, answer_headers, check_open, json_response
 from gateway.openai import encode
-from gateway.parse import invalid, unbuilt
-from gateway.prepare import Workers
+from gateway.requests import prepare
+from gateway.requests.parse import invalid, unbuilt
+from gateway.requests.prepare import Workers
 from gateway.responses.background import Background
 from gateway.responses.prepare import plan_response, prepare_response, response_cost
 from gateway.responses.store import Record, Store
 from gateway.responses.types import Deleted, InputTokens, Item, ItemList
-from gateway.routes import Call, Endpoint, answer_headers, check_open, json_response
 from gateway.services import Services
 
 _MAX_LISTED = 100

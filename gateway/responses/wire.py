@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from gateway.choice import Delta
+from gateway.answers.choice import Delta
+from gateway.answers.logprobs import chat_logprobs
 from gateway.errors import ApiError
-from gateway.logprobs import chat_logprobs
 from gateway.openai import ChatLogprob, Usage, encode
 from gateway.responses.output import Output
 from gateway.responses.types import (

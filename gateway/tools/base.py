@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.parts import Reader
+from gateway.answers.parts import Reader
 
 
 @dataclass(frozen=True, slots=True)

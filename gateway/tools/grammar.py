@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.reasoning import ReasoningFormat
 from gateway.tools.base import Tool
 
 MORE_CALLS = "{0,15}"  # beside the first: a small model may otherwise call until its tokens end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.parts import Reader
+from gateway.answers.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Reading
 from gateway.tools.grammar import MORE_CALLS, Answer, lark, literal, marker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.parts import Reader
+from gateway.answers.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Malformed, Reading
 from gateway.tools.grammar import MORE_CALLS, Answer, json_arguments, lark, literal, marker

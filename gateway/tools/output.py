@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.parts import CallArguments, CallStart, Part, Text, merged
+from gateway.answers.parts import CallArguments, CallStart, Part, Text, merged
 
 _SPACE = " \t\r\n"
 

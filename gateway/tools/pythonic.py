@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.parts import Reader
+from gateway.answers.parts import Reader
 from gateway.tools.base import Call, Tool
 from gateway.tools.cursor import Cursor, Reading
 from gateway.tools.grammar import MORE_CALLS, Answer, lark, literal, marker

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from gateway.parts import Part
+from gateway.answers.parts import Part
 from gateway.tools.cursor import SPACE, Cursor, End, Malformed, Reading
 from gateway.tools.output import Output
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import UNSET, UnsetType
 
-from gateway.choice import Delta
+from gateway.answers.choice import Delta
 from gateway.errors import ApiError
 from gateway.openai import Choice, PromptLogprobs, Reply, ReplyObject, Usage, encode
 from gateway.services import Services

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
-from gateway.choice import Delta
+from gateway.answers.choice import Delta
+from gateway.answers.logprobs import chat_logprobs, prompt_logprobs
+from gateway.answers.parts import CallArguments, CallStart, Part, Reasoning, Text, merged
 from gateway.errors import ApiError
-from gateway.logprobs import chat_logprobs, prompt_logprobs
 from gateway.openai import (
     AnswerMessage,
     CalledFunction,
@@ -26,7 +27,6 @@ from gateway.openai import (
     WireFinish,
     encode,
 )
-from gateway.parts import CallArguments, CallStart, Part, Reasoning, Text, merged
 from gateway.tokenizer.base import Tokenizer
 from gateway.wires.base import DONE, Head, error_event, event
 

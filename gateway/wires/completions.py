@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
-from gateway.choice import Delta
+from gateway.answers.choice import Delta
+from gateway.answers.logprobs import completion_logprobs, echoed_logprobs, mean_logprob, prompt_logprobs
 from gateway.errors import ApiError
-from gateway.logprobs import completion_logprobs, echoed_logprobs, mean_logprob, prompt_logprobs
 from gateway.openai import CompletionChoice, CompletionLogprobs, PromptLogprobs, Usage, encode
 from gateway.tokenizer.base import Tokenizer
 from gateway.wires.base import DONE, Head, error_event, event

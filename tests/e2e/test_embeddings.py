@@ -6,7 +6,7 @@ import numpy as np
 import openai
 import torch
 
-from gateway.load import load_served_model
+from gateway.model.load import load_served_model
 from tests.fixtures.oracle import transformers_model
 from tests.fixtures.server import MODEL
 

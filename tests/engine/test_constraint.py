@@ -17,9 +17,9 @@ from engine.grammar import Compiler
 from engine.loaders.gguf import GgufCheckpoint
 from engine.loop import Loop
 from engine.sampler import sample
-from gateway.load import load_served_model
-from gateway.served import ServedModel
-from gateway.vocabulary import vocabulary_of
+from gateway.engines.vocabulary import vocabulary_of
+from gateway.model.load import load_served_model
+from gateway.model.served import ServedModel
 from scheduler.protocol import Outputs, Submit
 from scheduler.types import SamplingParams, Sequence
 from tests.engine.test_compiling import PATIENCE_S, Server

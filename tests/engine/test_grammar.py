@@ -9,9 +9,9 @@ from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from engine.grammar import MAX_GRAMMAR_CHARS, Compiler, Matcher
-from gateway.load import load_served_model
-from gateway.served import ServedModel
-from gateway.vocabulary import vocabulary_of
+from gateway.engines.vocabulary import vocabulary_of
+from gateway.model.load import load_served_model
+from gateway.model.served import ServedModel
 from scheduler.protocol import Vocabulary
 from scheduler.types import Rejected
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.attention.sdpa import SdpaAttention
 from engine.loaders.gguf import GgufCheckpoint
-from gateway.load import load_served_model
+from gateway.model.load import load_served_model
 from scheduler.types import Limits
 from tests.fixtures.harness import LIMITS, Harness, Loaded, load
 from tests.fixtures.oracle import greedy_choices, transformers_model

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.loaders.gguf import GgufCheckpoint
 from engine.prompt import HEAD_ROWS, score
-from gateway.load import load_served_model
+from gateway.model.load import load_served_model
 from scheduler.plan import PromptResult
 from tests.fixtures.harness import LIMITS, Harness, Loaded, load
 from tests.fixtures.oracle import transformers_model

@@ -14,8 +14,8 @@ import openai
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.app import create_app
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.reasoning import ReasoningFormat
+from gateway.http.app import create_app
 from gateway.services import Services
 from tests.fixtures.fakes import MODEL, FakeEngine, Script, client_of, toy_model, toy_services
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.convert import seeds
+from gateway.requests.convert import seeds
 from gateway.services import Services
 from scheduler.protocol import Submit
 from tests.fixtures.fakes import (

@@ -10,7 +10,7 @@ import httpx2
 import openai
 import pytest
 
-from gateway.app import create_app
+from gateway.http.app import create_app
 from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_model, toy_ready, toy_services
 

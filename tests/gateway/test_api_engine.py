@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.app import create_app
-from gateway.client import EngineUnavailable
+from gateway.engines.client import EngineUnavailable
+from gateway.http.app import create_app
 from gateway.services import Services
 from scheduler.types import Rejected
 from tests.fixtures.fakes import (

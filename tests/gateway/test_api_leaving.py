@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.app import create_app
+from gateway.http.app import create_app
 from gateway.services import Services
 from tests.fixtures.fakes import MODEL, Connection, FakeEngine, Script, events, post, toy_app, toy_services
 

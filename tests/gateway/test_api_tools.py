@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.reasoning import ReasoningFormat
 from tests.fixtures.fakes import MODEL, ByteTokenizer, FakeEngine, Script, client_of, events, toy_model, toy_services
 
 CHAT = "/v1/chat/completions"

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gateway.chat.jinja import MAX_TEMPLATE_CHARACTERS, JinjaTemplate
 from gateway.errors import ApiError, ModelError
-from gateway.load import load_served_model
-from gateway.served import ServedModel
+from gateway.model.load import load_served_model
+from gateway.model.served import ServedModel
 from gateway.tokenizer.base import Tokenizer
 from gateway.tokenizer.bpe_tokenizer import BpeTokenizer
 from gateway.tokenizer.build import load_from_folder

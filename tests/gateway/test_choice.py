@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.choice import Choice, ChoiceSpec, Delta
-from gateway.convert import TextRules
+from gateway.answers.choice import Choice, ChoiceSpec, Delta
+from gateway.requests.convert import TextRules
 from scheduler.protocol import Output
 from scheduler.types import FinishReason
 from tests.fixtures.fakes import EOS, USER, ByteTokenizer, logprob_of

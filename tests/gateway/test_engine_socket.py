@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from gateway.client import EngineUnavailable
-from gateway.engine_socket import EngineFailed, Listener, SocketEngine
+from gateway.engines.client import EngineUnavailable
+from gateway.engines.socket import EngineFailed, Listener, SocketEngine
 from scheduler.protocol import Accepted, EngineConfig, Fatal, Submit, encode_frame
 from scheduler.types import Rejected, SamplingParams
 from tests.fixtures.engines import RecordingObserver, RecordingSink, World, started

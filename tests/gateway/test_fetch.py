@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ModelError
-from gateway.fetch import DEFAULT_MODEL, PackagedModel, cache_folder, default_model_path
+from gateway.model.fetch import DEFAULT_MODEL, PackagedModel, cache_folder, default_model_path
 
 CONTENT = bytes(range(256)) * 4096
 MODEL = PackagedModel(
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_killed_at_any_point_leaves_a_cache_that_the_next_start_repairs(tmp_path: Path) -> None:
     stuck = FakePip(tmp_path / "stuck", STOPS)
     code = (
-        "import sys; from pathlib import Path; from gateway.fetch import *\n"
+        "import sys; from pathlib import Path; from gateway.model.fetch import *\n"
         f"default_model_path(Path({str(tmp_path / 'cache')!r}), {{}}, lambda *seen: print(flush=True), "
         f"model={MODEL!r}, pip={stuck.command!r})"
     )

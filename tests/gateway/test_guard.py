@@ -14,10 +14,10 @@ import openai
 import pytest
 from starlette.types import ASGIApp
 
-from gateway.app import create_app
-from gateway.guard import is_limited
-from gateway.keys import Keys
-from gateway.ratelimit import RateLimits
+from gateway.http.app import create_app
+from gateway.http.guard import is_limited
+from gateway.http.keys import Keys
+from gateway.http.ratelimit import RateLimits
 from gateway.services import Services
 from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, Clock, Connection, FakeEngine, Script, client_of, post, toy_services

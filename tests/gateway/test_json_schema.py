@@ -11,8 +11,8 @@ from jsonschema_specifications import REGISTRY
 from llguidance import LLMatcher, LLTokenizer
 
 from gateway.errors import ApiError
-from gateway.json_schema import FORMATS
-from gateway.structured import schema_grammar
+from gateway.requests.json_schema import FORMATS
+from gateway.requests.structured import schema_grammar
 from tests.fixtures.schemas import KINDS, Schema, closed, defined, ref
 
 WHERE = "response_format.json_schema.schema"

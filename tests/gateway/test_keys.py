@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.keys import Keys, KeysError, parse_key, parse_line, read_keys
-from gateway.ratelimit import RateLimits
+from gateway.http.keys import Keys, KeysError, parse_key, parse_line, read_keys
+from gateway.http.ratelimit import RateLimits
 from tests.fixtures.fakes import Clock
 
 DIGEST = hashlib.sha256(b"sk-one").hexdigest()

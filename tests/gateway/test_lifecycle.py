@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway import lifecycle
-from gateway.drain import Drain
-from gateway.lifecycle import BindError, Server, Signals, bind, end_stragglers, shown
+from gateway.http import lifecycle
+from gateway.http.drain import Drain
+from gateway.http.lifecycle import BindError, Server, Signals, bind, end_stragglers, shown
 
 PATIENCE_S = 60.0
 

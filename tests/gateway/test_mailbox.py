@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.choice import Delta, Mark
+from gateway.answers.choice import Delta, Mark
+from gateway.answers.mailbox import Mailbox, SlowReader
 from gateway.errors import ApiError
-from gateway.mailbox import Mailbox, SlowReader
 from tests.fixtures.fakes import logprob_of
 
 

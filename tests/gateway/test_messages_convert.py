@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from gateway.answers.reasoning import ReasoningFormat
 from gateway.messages.convert import Translated, translate
 from gateway.messages.types import MessagesRequest
-from gateway.reasoning import ReasoningFormat
-from gateway.served import ServedModel
+from gateway.model.served import ServedModel
 from tests.fixtures.fakes import ByteTemplate, toy_model
 
 TOOL: dict[str, Any] = {"name": "f", "description": "A function.", "input_schema": {"type": "object"}}

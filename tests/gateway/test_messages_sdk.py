@@ -7,8 +7,8 @@ import anthropic
 import httpx2
 import pytest
 
-from gateway.app import create_app
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.reasoning import ReasoningFormat
+from gateway.http.app import create_app
 from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, FakeEngine, Script, toy_model, toy_ready, toy_services
 

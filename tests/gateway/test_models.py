@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import errors
 
-from gateway import models
 from gateway.errors import ModelError
-from gateway.fetch import DEFAULT_MODEL
-from gateway.models import ModelRequest, ResolvedModel, download_from_hub, resolve_model
+from gateway.model import resolve as models
+from gateway.model.fetch import DEFAULT_MODEL
+from gateway.model.resolve import ModelRequest, ResolvedModel, download_from_hub, resolve_model
 
 
 @pytest.fixture

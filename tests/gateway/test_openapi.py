@@ -13,12 +13,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
-from gateway.app import routes
-from gateway.keys import Keys
+from gateway.http.app import routes
+from gateway.http.keys import Keys
 from gateway.openapi.codes import CODES, STATUSES
 from gateway.openapi.document import document
 from gateway.openapi.operations import OPERATIONS
-from gateway.prepare import Workers
+from gateway.requests.prepare import Workers
 from tests.fixtures.fakes import MODEL, client_of, events, toy_services
 
 DOCUMENT = document(toy_services())

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.drain import Drain
-from gateway.race import ClientGone, MustStop, run_unless_ended
+from gateway.http.drain import Drain
+from gateway.http.race import ClientGone, MustStop, run_unless_ended
 
 
 async def never() -> Any:

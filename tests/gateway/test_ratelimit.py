@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.ratelimit import Account, Accounts, Bucket, RateLimits, Refusal, Visit, duration
+from gateway.http.ratelimit import Account, Accounts, Bucket, RateLimits, Refusal, Visit, duration
 
 NOW = 1000.0
 

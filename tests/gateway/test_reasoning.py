@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.parts import Part, Reasoning, Text
-from gateway.reasoning import ReasoningFormat, reasoning_format
+from gateway.answers.parts import Part, Reasoning, Text
+from gateway.answers.reasoning import ReasoningFormat, reasoning_format
 from tests.gateway.tool_formats import CUTS, pieces, read
 
 FORMAT = ReasoningFormat()

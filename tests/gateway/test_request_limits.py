@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import ApiError
-from gateway.request_limits import check_messages, check_sampling
+from gateway.requests.request_limits import check_messages, check_sampling
 from gateway.services import HttpSettings
 
 SMALL = HttpSettings(max_messages=3, max_message_chars=5, max_total_chars=8)

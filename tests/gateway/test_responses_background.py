@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from starlette.types import ASGIApp
 
-from gateway.app import create_app
-from gateway.ratelimit import RateLimits
+from gateway.http.app import create_app
+from gateway.http.ratelimit import RateLimits
 from gateway.services import Services
 from scheduler.types import Rejected
 from tests.fixtures.fakes import DEADLINE_S, Clock, Connection, FakeEngine, Script, post

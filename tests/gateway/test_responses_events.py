@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.app import create_app
-from gateway.parts import CallArguments
+from gateway.answers.parts import CallArguments
+from gateway.http.app import create_app
 from gateway.responses.output import Output
 from tests.fixtures.fakes import Connection, FakeEngine, Script, post
 from tests.gateway.responses_api import CALL, HELLO, THINKING, WEATHER, checked_events, in_pieces, raw, services_of

@@ -8,7 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from gateway.keys import Keys
+from gateway.http.keys import Keys
 from tests.fixtures.fakes import MODEL, FakeEngine
 from tests.gateway.responses_api import CALL, HELLO, THINKING, WEATHER, prompt_of, saying, sdk, services_of
 

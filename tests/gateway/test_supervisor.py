@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway import engine_process
-from gateway.client import EngineUnavailable
-from gateway.engine_socket import EngineFailed, SocketEngine
-from gateway.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
+from gateway.engines import process as engine_process
+from gateway.engines.client import EngineUnavailable
+from gateway.engines.socket import EngineFailed, SocketEngine
+from gateway.engines.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
 from scheduler.protocol import EngineConfig, Progress, Vocabulary
 from tests.fixtures.engines import RecordingObserver, World, started, world
 from tests.fixtures.fake_engine import Order

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.text import StopMatcher, Utf8Stream
+from gateway.answers.text import StopMatcher, Utf8Stream
 
 Whole = TypeVar("Whole", str, bytes)
 CUTS = st.lists(st.integers(0, 40), max_size=8)

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from gateway.errors import ModelError
-from gateway.load import load_served_model
-from gateway.served import ServedModel
+from gateway.model.load import load_served_model
+from gateway.model.served import ServedModel
 from gateway.tokenizer.build import load_from_gguf
 from gateway.tokenizer.gguf_header import read_metadata
 from gateway.tokenizer.pretok import GGUF_FAMILIES, LLAMA3, QWEN2, QWEN35, TEKKEN

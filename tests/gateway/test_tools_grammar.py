@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from gateway.parts import ChainedReader, Reasoning
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.parts import ChainedReader, Reasoning
+from gateway.answers.reasoning import ReasoningFormat
 from gateway.tools.base import Call, Tool, ToolFormat
 from gateway.tools.grammar import wrap_after_reasoning
 from gateway.tools.pythonic import PythonicFormat

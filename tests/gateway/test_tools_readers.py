@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.parts import CallArguments, CallStart, ChainedReader, Part, PlainReader, Text
-from gateway.reasoning import ReasoningFormat
+from gateway.answers.parts import CallArguments, CallStart, ChainedReader, Part, PlainReader, Text
+from gateway.answers.reasoning import ReasoningFormat
 from gateway.tools.base import Call
 from tests.gateway.tool_formats import (
     CUTS,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.load import load_served_model
-from gateway.served import ServedModel
-from gateway.vocabulary import vocabulary_of
+from gateway.engines.vocabulary import vocabulary_of
+from gateway.model.load import load_served_model
+from gateway.model.served import ServedModel
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from gateway.parts import CallArguments, CallStart, Part, Reader, Text, merged
+from gateway.answers.parts import CallArguments, CallStart, Part, Reader, Text, merged
 from gateway.tools.base import Call, ToolFormat
 from gateway.tools.hermes import HermesFormat
 from gateway.tools.llama3_json import Llama3JsonFormat

@@ -1,0 +1,1 @@
+"""From an engine's outputs to the parts of an answer."""

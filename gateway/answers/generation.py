@@ -1,0 +1,231 @@
+"""One request's sequences in the engine, from submission to the last token: text, counts, timings, early ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from gateway.answers.choice import Choice, ChoiceSpec
+from gateway.answers.mailbox import Mailbox, SlowReader
+from gateway.engines.client import EngineUnavailable
+from gateway.errors import ApiError
+from gateway.http import faults
+from gateway.http.exchange import Exchange
+from gateway.openai import Usage
+from gateway.requests.convert import Job, usage
+from gateway.services import Services
+from scheduler.protocol import Output, Submit
+from scheduler.types import Rejected
+
+_log = logging.getLogger("headrace.generation")
+
+
+@dataclass(slots=True)
+class Run:
+    """A sequence that has not ended."""
+
+    choice: Choice
+    prompt: int  # which of the job's
+    leads: bool  # first of its prompt's choices: the prompt is counted with it
+    first_at: float | None = None
+    last_at: float = 0.0
+
+
+class Generation:
+    """A Sink. Whoever creates one calls close() in the end, whatever happened: nothing then runs on in the engine."""
+
+    def __init__(self, services: Services, job: Job, exchange: Exchange, max_unread_bytes: int | None) -> None:
+        self.mailbox = Mailbox(max_unread_bytes)
+        self.ended = asyncio.Event()  # every choice has finished, or the request has failed
+        self._services = services
+        self._job = job
+        self._exchange = exchange
+        self._seq_ids = services.engine.new_ids(len(job.seeds))
+        self._runs = {seq_id: self._new_run(index) for index, seq_id in enumerate(self._seq_ids)}
+        self.choices = [run.choice for run in self._runs.values()]
+        self._live: set[int] = set()  # in the engine, as far as is known here
+        self._failed = False
+        self._outputs_seen = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        exchange.prompt_tokens = sum(map(len, job.prompts))
+
+    def _new_run(self, index: int) -> Run:
+        prompt, place = divmod(index, self._job.n)
+        params = self._job.params[prompt]
+        spec = ChoiceSpec(
+            self._services.model.tokenizer,
+            self._job.text,
+            frozenset(self._services.model.eos_ids),
+            frozenset(params.stop_ids),
+            params.min_tokens,
+            params.logprobs is not None,
+        )
+        return Run(Choice(index, spec), prompt, leads=place == 0)
+
+    @property
+    def usage(self) -> Usage:
+        exchange = self._exchange
+        reasoning = sum(choice.num_reasoning for choice in self.choices)
+        return usage(exchange.prompt_tokens, exchange.generated_tokens, exchange.cached_tokens, reasoning)
+
+    # submission
+
+    async def start(self) -> None:
+        """Returns when the engine has accepted every sequence. Raises ApiError, and then none of them runs."""
+        self._watch_stall()
+        try:
+            await self._accepted()
+        except ApiError:
+            self._abort(set(self._live), "failed")
+            raise
+
+    async def _accepted(self) -> None:
+        services = self._services
+        try:
+            async with asyncio.timeout(services.settings.submit_timeout_s):
+                await self._submit_all()
+        except TimeoutError:
+            message = "The engine did not accept the request in time."
+            raise faults.engine_unavailable(services, message) from None
+        except Rejected as refusal:
+            services.metrics.rejected(refusal.code)
+            raise faults.rejected(services, refusal) from None
+        except EngineUnavailable as error:
+            services.metrics.rejected("engine_unavailable")
+            raise faults.engine_unavailable(services, error.message, error.retry_after_s) from None
+
+    async def _submit_all(self) -> None:
+        if len(self._job.prompts) == 1:
+            return await self._submit(0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for prompt in range(len(self._job.prompts)):
+                    group.create_task(self._submit(prompt))
+        except BaseExceptionGroup as refusals:
+            raise refusals.exceptions[0] from None
+
+    async def _submit(self, prompt: int) -> None:
+        job, settings = self._job, self._services.settings
+        here = slice(prompt * job.n, (prompt + 1) * job.n)
+        ids = self._seq_ids[here]
+        self._live.update(ids)
+        request = Submit(
+            ids, job.prompts[prompt], job.params[prompt], job.seeds[here], job.priority, settings.max_wait_s, job.salt
+        )
+        try:
+            await self._services.engine.submit(request, self)
+        except (Rejected, EngineUnavailable):
+            self._live.difference_update(ids)
+            raise
+
+    # outputs
+
+    def deliver(self, output: Output) -> None:
+        run = self._runs.get(output.seq_id)
+        if run is None or self._failed:
+            return
+        self._outputs_seen += 1
+        try:
+            self._take(run, output)
+        except SlowReader:
+            limit = self._services.settings.slow_reader_bytes
+            self.stop("slow_reader", faults.slow_reader(limit))
+        except Exception:
+            # A Sink must not raise: the engine's connection serves others too.
+            _log.exception("request %s: an output could not be used", self._exchange.request_id)
+            self.stop("failed", faults.internal(self._exchange.request_id))
+
+    def _take(self, run: Run, output: Output) -> None:
+        if output.finish is not None:
+            self._live.discard(output.seq_id)
+        if output.finish == "error":
+            return self.stop("failed", faults.generation_failed())
+        if output.finish == "expired":
+            return self.stop("failed", faults.expired(self._services.settings.max_wait_s))
+        used_before = run.choice.num_tokens
+        delta = run.choice.push(output)
+        if output.first is not None:
+            delta.prompt = output.first.prompt
+        self._count(run, output, run.choice.num_tokens - used_before)
+        if run.choice.finish is not None:
+            self._finish(run, output.seq_id)
+        if delta:
+            self.mailbox.put(delta)
+        return None
+
+    def _count(self, run: Run, output: Output, num_used: int) -> None:
+        services, exchange = self._services, self._exchange
+        if output.first is not None and run.leads:
+            exchange.cached_tokens += output.first.cached_tokens
+            services.metrics.prompt_computed(len(self._job.prompts[run.prompt]), output.first)
+        if not num_used:
+            return
+        exchange.generated_tokens += num_used
+        services.metrics.tokens(num_used)
+        now = services.clock()
+        if run.first_at is None:
+            run.first_at = now
+        else:
+            services.metrics.inter_token((now - run.last_at) / num_used)
+        run.last_at = now
+        if exchange.ttft_s is None:
+            exchange.ttft_s = now - exchange.started
+            services.metrics.first_token(exchange.ttft_s)
+
+    def _finish(self, run: Run, seq_id: int) -> None:
+        del self._runs[seq_id]
+        self._abort({seq_id} & self._live, "stop_string")
+        if run.first_at is not None:
+            self._services.metrics.choice_ended(run.choice.num_tokens, run.last_at - run.first_at)
+        if not self._runs:
+            self.ended.set()
+
+    def fail(self, message: str) -> None:
+        """The engine died; there is nothing left in it to abort."""
+        self._live.clear()
+        self.stop("failed", faults.engine_unavailable(self._services, message))
+
+    # early ends
+
+    def stop(self, cause: str, error: ApiError) -> None:
+        """Ends every sequence that still runs. Readers get what came before, then the error."""
+        if not self._runs or self._failed:
+            return
+        self._failed = True
+        self._abort(set(self._live), cause)
+        self.mailbox.fail(error)
+        self.ended.set()
+
+    def close(self) -> None:
+        """Nobody reads any more. What still runs then was left by its client."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        self._abort(set(self._live), "client_closed")
+        self._runs.clear()
+
+    def _abort(self, seq_ids: set[int], cause: str) -> None:
+        if seq_ids:
+            self._live -= seq_ids
+            self._services.engine.abort(sorted(seq_ids))
+            self._services.metrics.aborted(cause, len(seq_ids))
+
+    def _watch_stall(self) -> None:
+        """One timer a request, not one a token: it only asks whether anything came since it last rang."""
+        self._stall_timer = asyncio.get_running_loop().call_later(
+            self._services.settings.stall_timeout_s, self._check_stall, self._outputs_seen
+        )
+
+    def _check_stall(self, seen_before: int) -> None:
+        if self._outputs_seen > seen_before:
+            self._watch_stall()
+        else:
+            self.stop("stalled", faults.stalled(self._services.settings.stall_timeout_s))
+
+    # reading it whole
+
+    async def finished(self) -> None:
+        """Waits for every choice to end. Raises the error that ended the request instead."""
+        await self.ended.wait()
+        if self._failed:
+            await self.mailbox.discard_until_error()

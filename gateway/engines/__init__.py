@@ -1,0 +1,1 @@
+"""Engine processes and the connections to them."""

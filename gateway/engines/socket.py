@@ -1,0 +1,237 @@
+"""The client of an engine over its socket: one object that outlives connections, and so the engines behind them.
+
+`submit` and `abort` are for requests; `converse` is for the supervisor, which hands over each new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
+
+from gateway.engines.client import EngineUnavailable, Sink
+from scheduler.protocol import (
+    Abort,
+    Accepted,
+    EngineStats,
+    Fatal,
+    FrameError,
+    FrameSplitter,
+    FromEngine,
+    Outputs,
+    Progress,
+    Ready,
+    Rejection,
+    StepRecord,
+    Submit,
+    Vocabulary,
+    encode_frame,
+    from_engine_decoder,
+)
+from scheduler.types import Rejected
+
+READ_BYTES = 1 << 16
+
+
+class EngineFailed(Exception):
+    """An engine came to its end. model, memory, internal: as it said itself; lost: it said nothing."""
+
+    def __init__(self, kind: Literal["model", "memory", "internal", "lost"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+class EngineObserver(Protocol):
+    """Told of what engines do. Called on the event loop; must not block or raise."""
+
+    def on_step(self, step: StepRecord) -> None: ...
+    def on_stats(self, stats: EngineStats) -> None: ...
+    def engine_up(self, up: bool) -> None: ...
+    def engine_restarted(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What a start of an engine is shown to."""
+
+    on_progress: Callable[[Progress], None]
+    on_ready: Callable[[Ready], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A Submit that the engine has not answered yet."""
+
+    seq_ids: list[int]
+    answer: asyncio.Future[None]
+
+
+class SocketEngine:
+    """An EngineClient. Invariant: an id is in `_sinks` from its submission until it finished or was aborted."""
+
+    def __init__(
+        self, observer: EngineObserver, *, answer_timeout_s: float = 60.0, silence_limit_s: float = 180.0
+    ) -> None:
+        self.retry_after_s = 1.0  # kept by the supervisor, who knows when the next engine may be there
+        self._observer = observer
+        self._answer_timeout_s = answer_timeout_s
+        self._silence_limit_s = silence_limit_s
+        self._next_id = 1
+        self._ready: Ready | None = None
+        self._vocabulary = b""  # the frame that tells it to each engine
+        self._stats: EngineStats | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._sinks: dict[int, Sink] = {}
+        self._questions: dict[int, _Question] = {}  # by their first id
+
+    @property
+    def ready(self) -> Ready | None:
+        return self._ready
+
+    @property
+    def stats(self) -> EngineStats | None:
+        return self._stats
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Told to the engine, and to each that follows it. Until then, requests with a grammar are refused."""
+        self._vocabulary = encode_frame(vocabulary)
+        self._spell()
+
+    def _spell(self) -> None:
+        if self._vocabulary and self._ready is not None and self._writer is not None:
+            self._writer.write(self._vocabulary)
+
+    def new_ids(self, count: int) -> list[int]:
+        first, self._next_id = self._next_id, self._next_id + count
+        return list(range(first, self._next_id))
+
+    async def submit(self, request: Submit, sink: Sink) -> None:
+        writer = self._writer
+        if self._ready is None or writer is None:
+            raise EngineUnavailable("The engine is not running.", self.retry_after_s)
+        key = request.seq_ids[0]
+        question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
+        self._questions[key] = question
+        self._sinks.update(dict.fromkeys(request.seq_ids, sink))
+        writer.write(encode_frame(request))
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                await question.answer
+        except TimeoutError:
+            raise EngineUnavailable("The engine does not answer.", self.retry_after_s) from None
+        finally:
+            del self._questions[key]
+            if not _succeeded(question.answer):  # refused, lost, or nobody waits for the answer any more
+                self.abort(request.seq_ids)
+
+    def abort(self, seq_ids: list[int]) -> None:
+        known = [seq_id for seq_id in seq_ids if self._sinks.pop(seq_id, None) is not None]
+        if known and self._writer is not None:
+            self._writer.write(encode_frame(Abort(known)))
+        for seq_id in known:
+            question = self._questions.get(seq_id)
+            if question and not question.answer.done() and self._sinks.keys().isdisjoint(question.seq_ids):
+                question.answer.set_result(None)
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener: Listener) -> None:
+        """Speaks with one engine until its end; always raises, EngineFailed if it was not cancelled."""
+        self._writer = writer
+        try:
+            async for message in self._messages(reader):
+                self._handle(message, listener)
+            raise EngineFailed("lost", "the engine closed its connection")
+        except (FrameError, msgspec.MsgspecError) as error:
+            raise EngineFailed("internal", f"the engine does not speak the protocol: {error}") from error
+        except OSError as error:
+            raise EngineFailed("lost", f"the connection to the engine broke: {error}") from error
+        finally:
+            self._lose()
+            writer.transport.abort()  # not close(): an engine that no longer reads must not hold us
+
+    async def _messages(self, reader: asyncio.StreamReader) -> AsyncIterator[FromEngine]:
+        splitter = FrameSplitter()
+        horizon = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._silence_limit_s):
+                    data = await reader.read(READ_BYTES)
+            except TimeoutError:
+                self._check_silence(horizon)
+                horizon = self._next_id
+                continue
+            if not data:
+                return
+            horizon = 0
+            for body in splitter.feed(data):
+                yield from_engine_decoder.decode(body)
+
+    def _check_silence(self, horizon: int) -> None:
+        """A whole period passed without a frame. Ids below `horizon` were open before it began."""
+        if any(seq_id < horizon for seq_id in self._sinks):
+            raise EngineFailed("internal", f"the engine has work and said nothing for {self._silence_limit_s:g} s")
+
+    def _handle(self, message: FromEngine, listener: Listener) -> None:
+        match message:
+            case Outputs():
+                self._deliver(message)
+            case Accepted():
+                self._answer(message.seq_ids, None)
+            case Rejection():
+                self._answer(message.seq_ids, Rejected(message.code, message.message, message.retry_after_s))
+            case Progress():
+                listener.on_progress(message)
+            case Ready():
+                self._ready = message
+                self._spell()
+                self._observer.engine_up(True)
+                listener.on_ready(message)
+            case Fatal():
+                raise EngineFailed(message.kind, message.message)
+
+    def _answer(self, seq_ids: list[int], refusal: Rejected | None) -> None:
+        question = self._questions.get(seq_ids[0]) if seq_ids else None
+        if question is None or question.answer.done():  # aborted meanwhile
+            return
+        if refusal is None:
+            question.answer.set_result(None)
+            return
+        for seq_id in question.seq_ids:  # the engine does not know them: nothing to abort
+            self._sinks.pop(seq_id, None)
+        question.answer.set_exception(refusal)
+
+    def _deliver(self, frame: Outputs) -> None:
+        for output in frame.outputs:
+            sink = self._sinks.get(output.seq_id)
+            if sink is None:  # aborted
+                continue
+            if output.finish is not None:
+                del self._sinks[output.seq_id]
+            sink.deliver(output)
+        self._stats = frame.stats
+        self._observer.on_stats(frame.stats)
+        if frame.step is not None:
+            self._observer.on_step(frame.step)
+
+    def _lose(self) -> None:
+        was_up = self._ready is not None
+        self._ready = self._stats = self._writer = None
+        for question in self._questions.values():
+            if question.answer.done():  # accepted, though submit() had no turn yet to return: its sink is told
+                continue
+            for seq_id in question.seq_ids:
+                self._sinks.pop(seq_id, None)
+            question.answer.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
+        open_sinks = {id(sink): sink for sink in self._sinks.values()}  # one a request, whatever its choices
+        self._sinks.clear()
+        for sink in open_sinks.values():
+            sink.fail("The engine stopped before the answer was complete.")
+        if was_up:
+            self._observer.engine_up(False)
+
+
+def _succeeded(answer: asyncio.Future[None]) -> bool:
+    return answer.done() and not answer.cancelled() and answer.exception() is None

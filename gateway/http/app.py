@@ -1,0 +1,188 @@
+"""The HTTP application: routes, what surrounds every request, and the one place where errors become responses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.embeddings import prepare_embeddings
+from gateway.errors import ApiError
+from gateway.http import faults
+from gateway.http.error_shape import error_response
+from gateway.http.exchange import Exchange, exchange_of, request_id
+from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
+from gateway.http.race import ClientGone
+from gateway.http.routes import Generate, Pages
+from gateway.messages.routes import CountTokens, prepare_messages
+from gateway.openapi.routes import docs_routes
+from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
+from gateway.responses.routes import responses_routes
+from gateway.services import Services
+
+_log = logging.getLogger("headrace.http")
+OPENAI_VERSION = b"2020-10-01"  # of the API whose shapes are spoken
+
+
+def create_app(services: Services) -> Starlette:
+    workers = Workers(services.settings.tokenize_threads, services.settings.inline_chars)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        workers.close()
+
+    # Its debug line holds whole chunks, and answers are never logged.
+    logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
+    app = Starlette(
+        routes=routes(services, workers),
+        middleware=[Middleware(Edge, services=services), *cors(services), *guard(services)],
+        exception_handlers={ApiError: api_error, HTTPException: http_error, ClientGone: client_gone},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def routes(services: Services, workers: Workers) -> list[Route]:
+    pages = Pages(services, workers)
+    chat = Generate(services, workers, "chat", prepare_chat)
+    completions = Generate(services, workers, "completions", prepare_completion)
+    embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
+    messages = Generate(services, workers, "messages", prepare_messages)
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions/render", pages.render_chat, methods=["POST"]),
+        Route("/v1/completions/render", pages.render_completion, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
+        *responses_routes(services, workers),
+        Route("/v1/models", pages.models),
+        Route("/v1/models/{model:path}", pages.model),
+        Route("/health", pages.health),
+        Route("/ready", pages.ready),
+        Route("/metrics", pages.metrics),
+        Route("/version", pages.version),
+        *docs_routes(services),
+        Route("/tokenize", pages.tokenize, methods=["POST"]),
+        Route("/detokenize", pages.detokenize, methods=["POST"]),
+    ]
+
+
+def cors(services: Services) -> list[Middleware]:
+    origins = services.settings.allow_origins
+    if not origins:
+        return []
+    shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters"]
+    shown += ["retry-after", "retry-after-ms"]
+    shown += RATE_LIMIT_HEADERS
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+        )
+    ]
+
+
+def guard(services: Services) -> list[Middleware]:
+    """Inside CORS: a browser asks for permission without a key, and may read a refusal."""
+    if services.keys is None and not services.settings.rate_limits:
+        return []
+    return [Middleware(Guard, services=services)]
+
+
+class Edge:
+    """Around every request: its id on the response, its place in the drain, its line in the log, and the last resort
+    for a failure nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        services = self._services
+        drawn = request_id(scope["headers"], services.random_bits(128))
+        exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], services.clock())
+        try:
+            with services.drain.request():
+                await self._guard(scope, receive, self._stamp(exchange, send), exchange)
+        finally:
+            seconds = services.clock() - exchange.started
+            exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
+            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds)
+            exchange.log(seconds)
+        return None
+
+    def _stamp(self, exchange: Exchange, send: Send) -> Send:
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                elapsed_ms = int((self._services.clock() - exchange.started) * 1000)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", exchange.request_id.encode()),
+                    (b"request-id", exchange.request_id.encode()),  # Anthropic's clients look here
+                    (b"openai-processing-ms", str(elapsed_ms).encode()),
+                    (b"openai-version", OPENAI_VERSION),
+                ]
+            await send(message)
+
+        return stamped
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            _log.exception("request %s failed", exchange.request_id)
+            error = faults.internal(exchange.request_id)
+            exchange.fail(error)
+            # Once a response has begun, only its missing end can tell the client.
+            if exchange.status == 0:
+                await error_response(error, scope)(scope, receive, send)
+
+
+async def api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    exchange_of(request.scope).fail(error)
+    return error_response(error, request.scope)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """The router's own: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    messages = {
+        404: f"There is nothing at {request.url.path[:200]}.",
+        405: f"{request.url.path[:200]} does not answer {request.method}.",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(allowed_methods(request)))
+    converted = ApiError(error.status_code, message, code=codes.get(error.status_code), headers=headers)
+    exchange_of(request.scope).fail(converted)
+    return error_response(converted, request.scope)
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """A path may have several routes, and the router tells of the first only."""
+    routes: list[Route] = request.app.routes
+    return {method for each in routes if each.matches(request.scope)[0] != Match.NONE for method in each.methods or ()}
+
+
+async def client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it: the status is for the log."""
+    exchange_of(request.scope).outcome = "client_closed"
+    return Response(status_code=faults.CLIENT_CLOSED)

@@ -1,0 +1,106 @@
+"""What is known of one HTTP request while it runs, and the one line that is logged of it. Never its text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.errors import ApiError
+from gateway.http import faults
+
+_log = logging.getLogger("headrace.access")
+_WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_QUIET = frozenset({"health", "metrics"})  # asked for every few seconds
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Exchange:
+    request_id: str
+    method: str
+    started: float
+    endpoint: str = "other"
+    status: int = 0
+    outcome: str = ""
+    stream: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    ttft_s: float | None = None
+    key: str | None = None  # the name of the one that was given
+    running_on: RunningOn | None = None  # when it has been answered
+
+    @property
+    def used_tokens(self) -> int:
+        later = 0 if self.running_on is None else self.running_on.exchange.used_tokens
+        return self.prompt_tokens + self.generated_tokens + later
+
+    def fail(self, error: ApiError) -> None:
+        """The first outcome counts."""
+        self.outcome = self.outcome or faults.outcome(error)
+
+    def log(self, seconds: float) -> None:
+        level = logging.DEBUG if self.endpoint in _QUIET else logging.INFO
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s", _encode(AccessLine.of(self, seconds)).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOn:
+    """Work that a request has left behind, with a line of its own in the log."""
+
+    exchange: Exchange
+    task: asyncio.Task[None]
+
+
+class AccessLine(msgspec.Struct, frozen=True):
+    request_id: str
+    method: str
+    endpoint: str
+    status: int
+    outcome: str
+    stream: bool
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    ttft_ms: float | None
+    total_ms: float
+    key: str | msgspec.UnsetType = msgspec.UNSET  # where keys are set
+
+    @classmethod
+    def of(cls, exchange: Exchange, seconds: float) -> AccessLine:
+        return cls(
+            exchange.request_id,
+            exchange.method,
+            exchange.endpoint,
+            exchange.status,
+            exchange.outcome,
+            exchange.stream,
+            exchange.prompt_tokens,
+            exchange.cached_tokens,
+            exchange.generated_tokens,
+            None if exchange.ttft_s is None else round(exchange.ttft_s * 1000, 3),
+            round(seconds * 1000, 3),
+            exchange.key or msgspec.UNSET,
+        )
+
+
+def request_id(headers: list[tuple[bytes, bytes]], draw: int) -> str:
+    """The client's own where it is well-formed."""
+    for name, value in headers:
+        if name.lower() == b"x-request-id":
+            text = value.decode("latin-1")
+            if _WELL_FORMED_ID.fullmatch(text):
+                return text
+    return f"req-{draw:032x}"
+
+
+def exchange_of(scope: Any) -> Exchange:
+    """The middleware put it there, so every route finds it."""
+    exchange: Exchange = scope["headrace.exchange"]
+    return exchange

@@ -1,0 +1,245 @@
+"""The endpoints: what answers each path."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import partial
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.answers.generation import Generation
+from gateway.http import faults
+from gateway.http.body import read_body
+from gateway.http.exchange import Exchange, exchange_of
+from gateway.http.race import MustStop, run_unless_ended
+from gateway.http.stream import EventStream, outcome, whole_answer
+from gateway.openai import Detokenized, Health, ModelCard, ModelList, Tokenized, Version, encode
+from gateway.requests import prepare
+from gateway.requests.convert import check_model
+from gateway.requests.parse import ignored_header
+from gateway.requests.prepare import Prepare, Prepared, Workers
+from gateway.services import Services
+from gateway.wires.base import Wire
+
+
+def json_response(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request under way. Its generation is here as soon as there is one, so that whoever ends the call finds it."""
+
+    exchange: Exchange
+    explain: bool  # the effective parameters are wanted
+    generation: Generation | None = field(default=None)
+
+    def stop(self, cause: str, services: Services) -> None:
+        if self.generation is not None:
+            self.generation.stop(cause, faults.draining(services))
+
+    def close(self) -> None:
+        if self.generation is not None:
+            self.generation.close()
+
+
+class Endpoint(ABC):
+    """One that generates, as an ASGI application: it ends when the last byte is sent."""
+
+    def __init__(self, services: Services, workers: Workers, name: str) -> None:
+        self._services = services
+        self._workers = workers
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = self._services
+        call = Call(exchange_of(scope), Headers(scope=scope).get("x-headrace-explain", "0") not in ("", "0", "false"))
+        call.exchange.endpoint = self._name
+        check_open(services)
+        body = await read_body(scope, receive, services.settings)
+        try:
+            response = await run_unless_ended(self._respond(call, body), receive, services.drain)
+            if isinstance(response, EventSourceResponse):
+                await self._send_events(call, response, scope, receive, send)
+            else:
+                await response(scope, receive, send)
+        except MustStop:
+            call.stop("draining", services)
+            raise faults.draining(services) from None
+        finally:
+            call.close()
+
+    @abstractmethod
+    async def _respond(self, call: Call, body: bytes) -> Response:
+        """Prepares, and answers."""
+
+    async def _answer(self, call: Call, prepared: Prepared) -> Response:
+        services, exchange = self._services, call.exchange
+        prepare.check_strict(prepared.ignored, services.settings)
+        exchange.stream = prepared.stream
+        unread = services.settings.slow_reader_bytes if prepared.stream else None
+        call.generation = generation = Generation(services, prepared.job, exchange, unread)
+        await generation.start()
+        headers = answer_headers(prepared, call.explain)
+        if prepared.stream:
+            return await self._event_response(call, generation, prepared.wire, headers)
+        answer = await whole_answer(generation, prepared.wire)
+        exchange.outcome = outcome(generation)
+        return json_response(answer, headers)
+
+    async def _event_response(
+        self, call: Call, generation: Generation, wire: Wire, headers: dict[str, str]
+    ) -> EventSourceResponse:
+        settings = self._services.settings
+        await first_output(generation, settings.ping_s)
+        stream = EventStream(generation, wire, call.exchange)
+        return EventSourceResponse(
+            stream.events(),
+            headers={**headers, "cache-control": "no-cache"},
+            ping=settings.ping_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            sep="\n",
+            send_timeout=settings.send_timeout_s,
+        )
+
+    async def _send_events(
+        self, call: Call, response: EventSourceResponse, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        services = self._services
+        forced = asyncio.create_task(services.drain.wait_forced())
+        forced.add_done_callback(lambda task: None if task.cancelled() else call.stop("draining", services))
+        services.metrics.stream_opened()
+        try:
+            await response(scope, receive, send)
+        except SendTimeoutError:
+            slow = faults.slow_reader(services.settings.slow_reader_bytes)
+            call.exchange.fail(slow)
+            if call.generation is not None:
+                call.generation.stop("slow_reader", slow)
+        except OSError:
+            pass  # some servers raise it from send() when the client has left
+        finally:
+            forced.cancel()
+            services.metrics.stream_closed()
+            # Without an outcome the stream was cancelled, which is how the server tells of a client that left.
+            call.exchange.outcome = call.exchange.outcome or "client_closed"
+
+
+class Generate(Endpoint):
+    def __init__(self, services: Services, workers: Workers, name: str, preparation: Prepare) -> None:
+        super().__init__(services, workers, name)
+        self._preparation = preparation
+
+    async def _respond(self, call: Call, body: bytes) -> Response:
+        prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, self._services))
+        return await self._answer(call, prepared)
+
+
+async def first_output(generation: Generation, patience_s: float) -> None:
+    """Until there is something to send, a failure can still be told by its status. Heart-beats need the headers sent,
+    so the wait is no longer than the first of them may be."""
+    try:
+        async with asyncio.timeout(patience_s or None):
+            await generation.mailbox.filled()
+    except TimeoutError:
+        pass
+
+
+def answer_headers(prepared: Prepared, explained: bool) -> dict[str, str]:
+    headers = {"x-headrace-seed": str(prepared.job.seed)}
+    if explained:
+        headers["x-headrace-parameters"] = json.dumps(prepared.parameters)
+    if prepared.ignored:
+        headers["x-headrace-ignored"] = ignored_header(prepared.ignored)
+    return headers
+
+
+def check_open(services: Services) -> None:
+    """Before the body is read. Raises 503 with the reason."""
+    if services.drain.draining:
+        services.metrics.rejected("draining")
+        raise faults.draining(services)
+    if services.engine.ready is None:
+        services.metrics.rejected("engine_unavailable")
+        raise faults.engine_unavailable(services, "The engine is not ready.")
+
+
+class Pages:
+    """Everything that does not generate."""
+
+    def __init__(self, services: Services, workers: Workers) -> None:
+        self._services = services
+        self._workers = workers
+
+    def _card(self) -> ModelCard:
+        model, ready = self._services.model, self._services.engine.ready
+        length = model.context_length if ready is None else ready.max_model_len
+        return ModelCard(model.name, model.created, max_model_len=length)
+
+    async def models(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "models"
+        return json_response(encode(ModelList([self._card()])))
+
+    async def model(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "models"
+        check_model(request.path_params["model"], self._services.model)
+        return json_response(encode(self._card()))
+
+    async def health(self, request: Request) -> Response:
+        """The gateway is alive. Whether it takes work is what /ready says."""
+        exchange_of(request.scope).endpoint = "health"
+        return json_response(encode(Health("ok")))
+
+    async def ready(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "health"
+        services = self._services
+        if services.drain.draining:
+            raise faults.draining(services)
+        prepare.limits(services)
+        return json_response(encode(Health("ready")))
+
+    async def metrics(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "metrics"
+        metrics = self._services.metrics
+        return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.content_type})
+
+    async def version(self, request: Request) -> Response:
+        return json_response(encode(Version(self._services.version)))
+
+    async def render_chat(self, request: Request) -> Response:
+        return await self._render(request, prepare.prepare_chat)
+
+    async def render_completion(self, request: Request) -> Response:
+        return await self._render(request, prepare.prepare_completion)
+
+    async def _render(self, request: Request, preparation: Prepare) -> Response:
+        """The prompt of a request that is not run."""
+        exchange_of(request.scope).endpoint = "render"
+        services = self._services
+        body = await read_body(request.scope, request.receive, services.settings)
+        prepared = await self._workers.run(prepare.cost(body), partial(preparation, body, services))
+        prepare.check_strict(prepared.ignored, services.settings)
+        return json_response(encode(prepare.rendered(prepared, services)))
+
+    async def tokenize(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "tokenize"
+        services = self._services
+        body = await read_body(request.scope, request.receive, services.settings)
+        ids = await self._workers.run(len(body), partial(prepare.prepare_tokenize, body, services))
+        ready = services.engine.ready
+        return json_response(encode(Tokenized(len(ids), None if ready is None else ready.max_model_len, ids)))
+
+    async def detokenize(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "detokenize"
+        services = self._services
+        body = await read_body(request.scope, request.receive, services.settings)
+        text = await self._workers.run(len(body), partial(prepare.prepare_detokenize, body, services))
+        return json_response(encode(Detokenized(text)))

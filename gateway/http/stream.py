@@ -1,0 +1,60 @@
+"""From deltas to a response: as server-sent events, or whole. What the bytes are is the wire's business."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from gateway.answers.generation import Generation
+from gateway.errors import ApiError
+from gateway.http import faults
+from gateway.http.exchange import Exchange
+from gateway.wires.base import Wire
+
+_log = logging.getLogger("headrace.stream")
+
+
+class EventStream:
+    """Events of one request, as bytes ready to send; what piled up since the last send goes out together."""
+
+    def __init__(self, generation: Generation, wire: Wire, exchange: Exchange) -> None:
+        self._generation = generation
+        self._wire = wire
+        self._exchange = exchange
+        self._num_unfinished = len(generation.choices)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        wire, generation = self._wire, self._generation
+        try:
+            opening = wire.opening()
+            if opening:
+                yield opening
+            while self._num_unfinished:
+                deltas = await generation.mailbox.take()
+                self._num_unfinished -= sum(delta.finish is not None for delta in deltas)
+                usage = generation.usage
+                data = b"".join([wire.events(delta, usage) for delta in deltas])
+                if data:
+                    yield data
+            self._exchange.outcome = outcome(generation)
+            yield wire.ending(generation.usage)
+        except ApiError as error:
+            self._exchange.fail(error)
+            yield wire.failure(error)
+        except Exception:
+            _log.exception("request %s: its stream failed", self._exchange.request_id)
+            fault = faults.internal(self._exchange.request_id)
+            generation.stop("failed", fault)
+            self._exchange.fail(fault)
+            yield wire.failure(fault)
+
+
+def outcome(generation: Generation) -> str:
+    return "length" if any(choice.finish == "length" for choice in generation.choices) else "stop"
+
+
+async def whole_answer(generation: Generation, wire: Wire) -> bytes:
+    """Raises the ApiError that ended the request."""
+    await generation.finished()
+    deltas = sorted(await generation.mailbox.take(), key=lambda delta: delta.index)
+    return wire.whole(deltas, generation.usage)

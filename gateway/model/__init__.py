@@ -1,0 +1,1 @@
+"""The model as the gateway knows it: files, names, no weights."""

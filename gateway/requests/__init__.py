@@ -1,0 +1,1 @@
+"""From a request's bytes to what the engine is asked."""

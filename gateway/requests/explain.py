@@ -1,0 +1,48 @@
+"""The parameters that a request runs with, and where each came from: the request, the model's own, or a default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.model.served import ServedModel
+from gateway.openai import GenerateRequest
+from gateway.requests.convert import Job
+
+Parameters = dict[str, dict[str, Any]]
+
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "presence_penalty": "presence",
+    "frequency_penalty": "frequency",
+    "repetition_penalty": "repetition",
+    "min_tokens": "min_tokens",
+}
+
+
+def explain(request: GenerateRequest, job: Job, model: ServedModel) -> Parameters:
+    """By the request's names: {"value": ..., "from": "request", "generation_config" or "default"}."""
+    params = job.params[0]
+    found: Parameters = {}
+    for name, attribute in _SAMPLING.items():
+        found[name] = {"value": getattr(params, attribute), "from": _source(request, name, model)}
+    lengths = [each.max_tokens for each in job.params]
+    asked = request.max_tokens is not None or getattr(request, "max_completion_tokens", None) is not None
+    found["max_tokens"] = {
+        "value": lengths[0] if len(set(lengths)) == 1 else lengths,
+        "from": "request" if asked else "default",
+    }
+    found["seed"] = {"value": job.seed, "from": _source(request, "seed", model)}
+    found["n"] = {"value": request.n or 1, "from": _source(request, "n", model)}
+    found["stop"] = {"value": list(job.text.stops), "from": _source(request, "stop", model)}
+    own_ids = "request" if request.stop_token_ids or request.ignore_eos else "generation_config"
+    found["stop_token_ids"] = {"value": list(params.stop_ids), "from": own_ids}
+    return found
+
+
+def _source(request: GenerateRequest, name: str, model: ServedModel) -> str:
+    if getattr(request, name) is not None:
+        return "request"
+    return "generation_config" if name in model.sampling_defaults else "default"

@@ -1,0 +1,244 @@
+"""From a body to a job for the engine: parse, check, template, tokenise. Blocking: large ones run in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.http import faults
+from gateway.openai import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerateRequest,
+    Rendered,
+    RenderedPrompt,
+    TokenizeRequest,
+)
+from gateway.requests import convert, fim
+from gateway.requests.chat_prompt import ChatPrompt, encode_chat
+from gateway.requests.conversation import chat_messages, text_of, tool_choice, tool_functions
+from gateway.requests.convert import Job, Limits
+from gateway.requests.explain import Parameters, explain
+from gateway.requests.parse import decode, invalid, parse
+from gateway.requests.reading import answer_grammar, answer_rules
+from gateway.requests.request_limits import check_messages, check_sampling
+from gateway.requests.structured import grammar_of
+from gateway.services import HttpSettings, Services
+from gateway.wires.base import Wire, new_head
+from gateway.wires.chat import ChatWants, ChatWire
+from gateway.wires.completions import CompletionWants, CompletionWire
+
+T = TypeVar("T")
+_COSTLY = (b'"response_format"', b'"structured_outputs"', b'"guided_', b'"tools"', b'"format"', b'"bad_words"')
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    job: Job
+    wire: Wire
+    ignored: list[str]
+    stream: bool
+    parameters: Parameters = field(default_factory=dict)  # as they will be, and where from
+
+
+Prepare = Callable[[bytes, Services], Prepared]
+
+
+class Workers:
+    """A few threads for what would hold up the event loop."""
+
+    def __init__(self, num_threads: int, inline_bytes: int) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
+        self._inline_bytes = inline_bytes
+
+    async def run(self, num_bytes: int, work: Callable[[], T]) -> T:
+        if num_bytes <= self._inline_bytes:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def cost(body: bytes) -> int:
+    """What decides whether a body is handled on the event loop: its length, but short grammars can take long too."""
+    return 1 << 30 if any(word in body for word in _COSTLY) else len(body)
+
+
+def limits(services: Services) -> Limits:
+    ready = services.engine.ready
+    if ready is None:
+        raise faults.engine_unavailable(services, "The engine is not ready.")
+    vocab_size = min(ready.vocab_size, services.model.tokenizer.vocab_size)
+    return Limits(ready.max_model_len, vocab_size, services.settings)
+
+
+def check_strict(ignored: list[str], settings: HttpSettings) -> None:
+    if settings.strict and ignored:
+        raise invalid(ignored[0], f"{ignored[0]} has no effect on this server.", "unsupported_parameter")
+
+
+# chat
+
+
+def prepare_chat(body: bytes, services: Services) -> Prepared:
+    parsed = parse(body, ChatRequest)
+    request = parsed.request
+    job, parameters = plan_chat(request, parsed.ignored, services)
+    wants = ChatWants(
+        logprobs=bool(request.logprobs),
+        reasoning=request.include_reasoning is not False,
+        usage=_include_usage(request),
+        usage_on_each=_usage_on_each(request),
+        prompt=job.prompts[0],
+        token_ids=bool(request.return_token_ids),
+        prompt_logprobs=request.prompt_logprobs is not None,
+    )
+    wire = ChatWire(new_head(services, "chatcmpl"), services.model.tokenizer, wants)
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), parameters)
+
+
+def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> tuple[Job, Parameters]:
+    """The job of a chat request, whatever API it came by. Adds what has no effect to `ignored`."""
+    model, bounds = services.model, limits(services)
+    convert.check_model(request.model, model)
+    base = convert.sampling(request, model, bounds, convert.chat_logprobs(request))
+    _check_cheap(request, bounds)
+    prompt = chat_prompt(request, ignored, services, bounds)
+    grammar = answer_grammar(grammar_of(request), prompt, model)
+    base = msgspec.structs.replace(base, grammar=grammar)
+    convert.check_grammar(base, request)
+    seed = convert.asked_seed(request, services.random_bits(64))
+    n = convert.num_choices(request, 1, bounds.settings)
+    job = convert.make_job(request, base, [prompt.ids], bounds, seed, n)
+    rules = answer_rules(job.text, prompt, model, services.random_bits)
+    return replace(job, text=convert.with_visible(rules, request, model)), explain(request, job, model)
+
+
+def chat_prompt(
+    request: ChatRequest, ignored: list[str], services: Services, bounds: Limits | None = None
+) -> ChatPrompt:
+    """With bounds, what could never fit is refused before it is encoded."""
+    model = services.model
+    turns = chat_messages(request.messages, ignored)
+    check_messages(turns, services.settings)
+    functions = tool_functions(request.tools, ignored)
+    choice = tool_choice(request.tool_choice, functions, request.parallel_tool_calls)
+    if bounds is not None:
+        convert.check_can_fit("messages", text_of(turns), model, _most_tokens(request, bounds))
+    return encode_chat(request, turns, choice, model, ignored)
+
+
+def _most_tokens(request: GenerateRequest, bounds: Limits) -> int:
+    """What is cut anyway may be somewhat longer."""
+    return bounds.max_model_len * (8 if request.truncate_prompt_tokens is not None else 1)
+
+
+# completions
+
+
+def prepare_completion(body: bytes, services: Services) -> Prepared:
+    parsed = parse(body, CompletionRequest)
+    request, model, bounds = parsed.request, services.model, limits(services)
+    convert.check_model(request.model, model)
+    _check_cheap(request, bounds)
+    prompts = convert.completion_prompts(request.prompt, bounds.vocab_size)
+    candidates = convert.num_candidates(request, len(prompts), bounds.settings)
+    base = convert.completion_sampling(request, model, bounds, candidates)
+    base = msgspec.structs.replace(base, grammar=grammar_of(request))
+    convert.check_grammar(base, request)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            convert.check_can_fit("prompt", [prompt], model, _most_tokens(request, bounds))
+    ids = _completion_ids(request, prompts, services)
+    seed = convert.asked_seed(request, services.random_bits(64))
+    job = convert.make_job(request, base, ids, bounds, seed, candidates)
+    job = replace(job, text=convert.with_visible(job.text, request, model))
+    wants = CompletionWants(
+        prompts=job.prompts,
+        n=convert.num_choices(request, len(prompts), bounds.settings),
+        candidates=candidates,
+        echoes=_echoes(request, prompts, job, services) if request.echo else [],
+        logprobs=request.logprobs is not None,
+        usage=_include_usage(request),
+        usage_on_each=_usage_on_each(request),
+        token_ids=bool(request.return_token_ids),
+        prompt_logprobs=request.prompt_logprobs is not None,
+    )
+    wire = CompletionWire(new_head(services, "cmpl"), model.tokenizer, wants)
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), explain(request, job, model))
+
+
+def _completion_ids(request: CompletionRequest, prompts: list[convert.Prompt], services: Services) -> list[list[int]]:
+    model = services.model
+    add_bos = request.add_special_tokens is not False
+    if request.suffix:
+        return [fim.encode(prompt, request.suffix, model) for prompt in prompts]
+    return [convert.encode_prompt(prompt, model, add_bos) for prompt in prompts]
+
+
+def _echoes(request: CompletionRequest, prompts: list[convert.Prompt], job: Job, services: Services) -> list[str]:
+    """The prompts' own text; of a cut one, what was left of it."""
+    tokenizer = services.model.tokenizer
+    if request.truncate_prompt_tokens is not None:
+        return [tokenizer.decode(ids) for ids in job.prompts]
+    return [convert.echo_text(prompt, tokenizer) for prompt in prompts]
+
+
+# both
+
+
+def _check_cheap(request: GenerateRequest, bounds: Limits) -> None:
+    """Before any text is tokenised."""
+    convert.check_streaming(request)
+    convert.asked_max_tokens(request)
+    convert.stop_strings(request.stop)
+    convert.num_choices(request, 1, bounds.settings)
+    check_sampling(request, bounds.settings)
+
+
+def _include_usage(request: GenerateRequest) -> bool:
+    return bool(request.stream_options and request.stream_options.include_usage)
+
+
+def _usage_on_each(request: GenerateRequest) -> bool:
+    return bool(request.stream_options and request.stream_options.continuous_usage_stats)
+
+
+# the pages about prompts
+
+
+def rendered(prepared: Prepared, services: Services) -> Rendered:
+    job, decode = prepared.job, services.model.tokenizer.decode
+    prompts = [RenderedPrompt(decode(ids, skip_special=False), ids) for ids in job.prompts]
+    return Rendered(prompts, prepared.parameters, prepared.ignored, job.params[0].grammar)
+
+
+def prepare_tokenize(body: bytes, services: Services) -> list[int]:
+    request, model = decode(body, TokenizeRequest), services.model
+    if request.model is not None:
+        convert.check_model(request.model, model)
+    if (request.prompt is None) == (request.messages is None):
+        raise invalid("prompt", "Give either prompt or messages.")
+    if request.prompt is not None:
+        return convert.encode_prompt(request.prompt, model, request.add_special_tokens is not False)
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_WITH_CHAT}
+    chat = ChatRequest(model=model.name, messages=request.messages or [], **fields)
+    return chat_prompt(chat, [], services).ids
+
+
+_SHARED_WITH_CHAT = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+
+
+def prepare_detokenize(body: bytes, services: Services) -> str:
+    request, model = decode(body, DetokenizeRequest), services.model
+    if request.model is not None:
+        convert.check_model(request.model, model)
+    convert.check_ids("tokens", request.tokens, model.tokenizer.vocab_size)
+    return model.tokenizer.decode(request.tokens, skip_special=False)
