@@ -23,12 +23,26 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-setup: .venv/.developed ## the virtual environment with everything for development
+.venv-clients/.installed: tests/clients/requirements.txt | $(BIN)/python
+	@# Clients whose pins exclude those of .venv, run by tests.
+	@rm -rf .venv-clients
+	$(BIN)/python -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r tests/clients/requirements.txt
+	@touch $@
+
+tests/clients/node_modules/.installed: tests/clients/package.json tests/clients/package-lock.json
+	@command -v npm >/dev/null || { echo "make: the tests with clients in JavaScript need npm; on Debian and Ubuntu: apt install nodejs npm" >&2; exit 1; }
+	npm ci --prefix tests/clients --no-audit --no-fund --loglevel=error
+	@touch $@
+
+CLIENTS := .venv-clients/.installed tests/clients/node_modules/.installed
+
+setup: .venv/.developed $(CLIENTS) ## the virtual environment with everything for development
 
 serve: .venv/.installed ## serve the default model on http://127.0.0.1:8000 (more flags: make serve ARGS="--port 9000")
 	@exec $(BIN)/headrace serve $(ARGS)
 
-test: .venv/.developed ## all tests
+test: .venv/.developed $(CLIENTS) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/.developed ## ruff, format check included
@@ -46,4 +60,4 @@ bench: .venv/.developed ## load figures of our server on this machine
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-clients tests/clients/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
