@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types fmt bench clean
+.PHONY: help setup serve test lint types fmt bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ fmt: .venv/.developed ## format and sort imports
 
 bench: .venv/.developed ## load figures of our server on this machine
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+fuzz: .venv/.developed ## 20,000 requests made from our own /openapi.json, right and wrong (ARGS="--requests 1000 --seed 2")
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .venv-clients tests/clients/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -114,10 +114,16 @@ def _answer_content(operation: Operation) -> Schema:
     if operation.events:
         kinds = [ref(component_of(kind)) for kind in operation.events]
         data = kinds[0] if len(kinds) == 1 else either(*kinds)
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "contentMediaType": "text/event-stream", "x-event-data": data}
-        }
+        content["text/event-stream"] = {"schema": _event(data, operation.tells_done)}
     return content
+
+
+def _event(data: Schema, tells_done: bool) -> Schema:
+    """One of a stream."""
+    written: Schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    if tells_done:
+        written = either(written, {"const": "[DONE]"})
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": written}, "required": ["data"]}
 
 
 def _headers(names: list[str]) -> Schema:

@@ -383,7 +383,8 @@ _ASSISTANT_BLOCKS = array(
     minItems=1,
 )
 _EITHER_PROMPT = either(
-    _with(["prompt"], prompt=_TEXT, messages=NULL), _with(["messages"], messages={"type": "array"}, prompt=NULL)
+    _with(["prompt"], prompt=_TEXT, messages=NULL, tools=_NO_CALLS),
+    _with(["messages"], messages={"type": "array"}, prompt=NULL),
 )
 
 # Whole types: how their fields depend on each other.

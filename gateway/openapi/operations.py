@@ -37,6 +37,7 @@ class Operation:
     answer: type[Any] | str  # str: a media type of text
     body: type[Any] | None = None
     events: tuple[type[Any], ...] = ()  # of a stream
+    tells_done: bool = False  # a stream ends with [DONE] instead of JSON
     errors: tuple[int, ...] = (500,)
     examples: Examples = field(default_factory=dict)
     parameters: tuple[Schema, ...] = ()
@@ -101,6 +102,7 @@ CHAT = (
         *("post", "/v1/chat/completions", "Chat", "The next message of a conversation", schemas.ChatCompletion),
         body=openai.ChatRequest,
         events=(schemas.ChatCompletionChunk,),
+        tells_done=True,
         errors=_GENERATES,
         examples=_CHAT_EXAMPLES,
         generates=True,
@@ -118,6 +120,7 @@ COMPLETIONS = (
         *("post", "/v1/completions", "Completions", "What follows a text", schemas.Completion),
         body=openai.CompletionRequest,
         events=(schemas.Completion,),
+        tells_done=True,
         errors=_GENERATES,
         examples=_COMPLETION_EXAMPLES,
         generates=True,

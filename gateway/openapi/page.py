@@ -110,10 +110,10 @@ def _answers(response: Schema) -> str:
     told = []
     for kind, content in response["content"].items():
         schema = content["schema"]
-        of = f" of {shape(schema['x-event-data'])}" if "x-event-data" in schema else ""
-        if schema.get("type") != "string":
-            of = f": {shape(schema)}"
-        told.append(f"<code>{kind}</code>{of}")
+        if kind == "text/event-stream":
+            data = schema["properties"]["data"]
+            schema = data.get("anyOf", [data])[0]["contentSchema"]
+        told.append(f"<code>{kind}</code>: {shape(schema)}")
     return ", or with ".join(told)
 
 

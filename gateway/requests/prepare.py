@@ -227,6 +227,8 @@ def prepare_tokenize(body: bytes, services: Services) -> list[int]:
     if (request.prompt is None) == (request.messages is None):
         raise invalid("prompt", "Give either prompt or messages.")
     if request.prompt is not None:
+        if request.tools:
+            raise invalid("tools", "tools belong to messages.", "conflicting_parameters")
         return convert.encode_prompt(request.prompt, model, request.add_special_tokens is not False)
     fields: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_WITH_CHAT}
     chat = ChatRequest(model=model.name, messages=request.messages or [], **fields)

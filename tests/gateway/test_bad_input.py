@@ -106,7 +106,7 @@ MISSING_FIELDS = [
     raw(COMPLETIONS, b'{"model": "toy"}', "prompt", MISSING),
     raw(EMBEDDINGS, b'{"model": "toy"}', "input", MISSING),
     raw(DETOKENIZE, b"{}", "tokens", MISSING),
-    raw(TOKENIZE, b"{}", "prompt", None),
+    raw(TOKENIZE, b"{}", "prompt", MISSING),
 ]
 TYPES = [
     bad(path, {name: value}, name, TYPE)
@@ -134,7 +134,7 @@ TYPES = [
         "bad_words": "word",
         "prompt_logprobs": True,
         "truncate_prompt_tokens": "all",
-        "truncation_side": "middle",
+        "truncation_side": 5,
         "include_stop_str_in_output": "no",
         "skip_special_tokens": 0,
         "return_token_ids": 1,
@@ -226,10 +226,11 @@ ELEMENTS = [
     bad(EMBEDDINGS, {"input": ["a", 5]}, "input[1]", TYPE),
     bad(EMBEDDINGS, {"input": [[999]]}, "input[0][0]", RANGE),
     bad(EMBEDDINGS, {"dimensions": 0}, "dimensions", RANGE),
-    bad(EMBEDDINGS, {"encoding_format": "hex"}, "encoding_format", TYPE),
+    bad(EMBEDDINGS, {"encoding_format": "hex"}, "encoding_format", VALUE),
     bad(EMBEDDINGS, {"input": "x" * 5000}, "input", TOO_LONG),
     bad(TOKENIZE, {"prompt": None, "messages": []}, "messages", RANGE),
-    bad(TOKENIZE, {"messages": [HI]}, "prompt", None),
+    bad(TOKENIZE, {"messages": [HI]}, "prompt", MISSING),
+    bad(TOKENIZE, {"tools": [WEATHER]}, "tools", CONFLICT),
     bad(TOKENIZE, {"prompt": None, "messages": [{"role": "user"}]}, "messages[0].content", TYPE),
     bad(TOKENIZE, {"prompt": 5}, "prompt", TYPE),
     bad(TOKENIZE, {"model": "other"}, "model", "model_not_found", 404),
@@ -240,18 +241,18 @@ ELEMENTS = [
     bad(DETOKENIZE, {"tokens": [-1]}, "tokens[0]", RANGE),
 ]
 TOGETHER = [
-    chat("stream_options", None, stream_options={"include_usage": True}),
-    chat("stream_options", None, stream=False, stream_options={}),
-    chat("top_logprobs", None, top_logprobs=3),
+    chat("stream_options", CONFLICT, stream_options={"include_usage": True}),
+    chat("stream_options", CONFLICT, stream=False, stream_options={}),
+    chat("top_logprobs", CONFLICT, top_logprobs=3),
     chat("top_logprobs", RANGE, logprobs=True, top_logprobs=21),
     chat("max_tokens", RANGE, max_tokens=0),
     chat("max_completion_tokens", RANGE, max_completion_tokens=0),
     chat("min_tokens", RANGE, min_tokens=5, max_tokens=4),
     chat("messages", TOO_LONG, max_tokens=4096),
-    chat("messages", TOO_LONG, max_completion_tokens=1 << 40),
+    chat("max_completion_tokens", TOO_LONG, max_completion_tokens=1 << 40),
     messages("", TOO_LONG, {"role": "user", "content": "x" * 5000}),
     chat("prompt_logprobs", CONFLICT, stream=True, prompt_logprobs=1),
-    completion("prompt", TOO_LONG, max_tokens=5000),
+    completion("max_tokens", TOO_LONG, max_tokens=5000),
     completion("prompt", TOO_LONG, prompt="x" * 5000),
     completion("prompt", TOO_LONG, prompt=[72] * 5000),
     completion("prompt_logprobs", CONFLICT, stream=True, prompt_logprobs=1),
@@ -268,6 +269,7 @@ TOGETHER = [
         continue_final_message=True,
         add_generation_prompt=True,
     ),
+    chat("truncation_side", VALUE, truncation_side="middle"),
     chat("reasoning_effort", VALUE, reasoning_effort="extreme"),
     *[
         chat(f"chat_template_kwargs.{name}", CONFLICT, chat_template_kwargs={name: 1})
@@ -307,7 +309,7 @@ MESSAGES = [
         {**REPLY, "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]},
     ),
     messages(
-        *("[0].tool_calls[0].type", TYPE),
+        *("[0].tool_calls[0].type", VALUE),
         {**REPLY, "tool_calls": [{"id": "a", "type": "custom", "function": {"name": "f", "arguments": ""}}]},
     ),
     messages("[1].tool_call_id", MISSING, HI, {"role": "tool", "content": "5"}),
