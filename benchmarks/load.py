@@ -16,6 +16,23 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+# A list that no answer comes to the end of, so that answers are as long as without a schema.
+PEOPLE = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "born": {"type": "string", "format": "date"},
+            "email": {"anyOf": [{"type": "string", "pattern": "^[a-z]{1,10}@[a-z]{1,10}[.]com$"}, {"type": "null"}]},
+            "roles": {"type": "array", "items": {"enum": ["reader", "writer", "owner"]}, "maxItems": 3},
+        },
+        "required": ["name", "age", "born", "email", "roles"],
+        "additionalProperties": False,
+    },
+}
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "world", "school", "state", "family"]
 REQUEST_TIMEOUT_S = 600
 
@@ -29,18 +46,21 @@ class Workload:
     input_len: int = 128
     output_len: int = 128
     seed: int = 0
+    schema: bool = False  # answers are held to PEOPLE
 
     def bodies(self, model: str) -> Iterator[bytes]:
         rng = random.Random(self.seed)
+        form = {"type": "json_schema", "json_schema": {"name": "people", "schema": PEOPLE, "strict": True}}
+        length = {"response_format": form} if self.schema else {"ignore_eos": True}
         for _ in range(self.requests):
             body = {
                 "model": model,
                 "prompt": " " + " ".join(rng.choices(WORDS, k=self.input_len)),
                 "max_tokens": self.output_len,
                 "temperature": 0,
-                "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                **length,
             }
             yield json.dumps(body).encode()
 

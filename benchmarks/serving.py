@@ -2,6 +2,7 @@
 
     make bench                                                    our server, started for it, default model
     make bench ARGS="--rounds 3 --output benchmarks/results/x.json"
+    make bench ARGS="--schema --rounds 3"             our server at 32 streams, with a JSON schema and without, in turn
     make bench ARGS="--url llama=http://127.0.0.1:8080/v1=smollm2"    the named servers too, in turn, in each round
 
 Ratios within one run hold; absolute figures are this machine's at this hour.
@@ -21,16 +22,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.load import Figures, Workload, drive
 
 READY_S = 600
 CONCURRENCY = {1: 5, 8: 32, 32: 96}  # streams -> requests
+SCHEMA_CONCURRENCY = {32: 96}
 OURS = "headrace"
+HELD = "with schema"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -39,6 +42,7 @@ class Target:
     name: str
     base_url: str
     model: str
+    schema: bool = False
 
 
 @contextmanager
@@ -76,15 +80,17 @@ def parse_target(text: str) -> Target:
     return Target(name, base_url.rstrip("/"), model)
 
 
-def measure(targets: list[Target], rounds: int) -> dict[tuple[str, int], list[Figures]]:
+def measure(targets: list[Target], rounds: int, levels: Mapping[int, int]) -> dict[tuple[str, int], list[Figures]]:
     """Every target in turn at each level, so that a slow minute of the machine hits all alike."""
     results: dict[tuple[str, int], list[Figures]] = {}
     for target in targets:
-        asyncio.run(drive(target.base_url, target.model, Workload(8, 8, output_len=32, seed=999)))  # warm-up
+        warm_up = Workload(8, 8, output_len=32, seed=999, schema=target.schema)
+        asyncio.run(drive(target.base_url, target.model, warm_up))
     for turn in range(1, rounds + 1):
-        for streams, requests in CONCURRENCY.items():
+        for streams, requests in levels.items():
             for target in targets:
-                work = Workload(streams, requests, seed=turn * 100 + streams)  # its own, or prefix caches would answer
+                seed = turn * 100 + streams + 10_000 * target.schema  # its own, or prefix caches would answer
+                work = Workload(streams, requests, seed=seed, schema=target.schema)
                 got = asyncio.run(drive(target.base_url, target.model, work))
                 results.setdefault((target.name, streams), []).append(got)
                 print(
@@ -112,6 +118,13 @@ def report(results: dict[tuple[str, int], list[Figures]]) -> list[dict[str, obje
     return rows
 
 
+def schema_ratio(results: dict[tuple[str, int], list[Figures]]) -> float:
+    """Throughput with a schema over that without, the median over the rounds."""
+    (streams,) = SCHEMA_CONCURRENCY
+    pairs = zip(results[HELD, streams], results[OURS, streams], strict=True)
+    return round(statistics.median(held.output_tok_per_s / free.output_tok_per_s for held, free in pairs), 4)
+
+
 def columns(*cells: str) -> str:
     return " ".join(cell.rjust(width) for cell, width in zip(cells, (12, 8, 8, 17, 9, 9, 8, 8), strict=True))
 
@@ -120,12 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--url", action="append", default=[], metavar="NAME=URL=MODEL", help="a running server as well")
+    parser.add_argument("--schema", action="store_true", help="our server with a JSON schema and without, in turn")
     parser.add_argument("--flag", action="append", default=[], help="for our server, such as --flag=--dtype=float32")
     parser.add_argument("--output", type=Path, help="keep the JSON here too")
     args = parser.parse_args()
     with our_server(args.flag) as (ours, ready_s):
         print(f"{OURS} was ready after {ready_s:.1f} s")
-        results = measure([ours, *map(parse_target, args.url)], args.rounds)
+        held = [replace(ours, name=HELD, schema=True)] if args.schema else []
+        levels = SCHEMA_CONCURRENCY if args.schema else CONCURRENCY
+        results = measure([ours, *held, *map(parse_target, args.url)], args.rounds, levels)
     rows = report(results)
     summary = {
         "benchmark": "serving",
@@ -135,6 +151,8 @@ def main() -> None:
         "ready_s": round(ready_s, 2),
         "results": rows,
     }
+    if args.schema:
+        summary["schema_ratio"] = schema_ratio(results)
     line = json.dumps(summary)
     if args.output:
         args.output.write_text(line + "\n")
