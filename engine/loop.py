@@ -85,12 +85,14 @@ class Loop:
         self._server.wake()
 
     def turn(self) -> bool:
-        """One step, if there is work. False: nothing to do."""
+        """One step, if there is work. False: nothing to do before something arrives, or is read."""
         for connection, message in self._server.take():
             self._handle(connection, message)
         for pending in self._grammars.take():
             self._leave_queue(pending)
         self._send(self._scheduler.expired(), None)
+        if self._server.congested:
+            return False  # read prompts are large; what is in memory of them stays bounded
         plan = self._scheduler.plan()
         if plan is None:
             return False

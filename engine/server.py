@@ -10,7 +10,9 @@ import logging
 import selectors
 import socket
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -22,7 +24,8 @@ log = logging.getLogger("headrace.engine")
 CONNECTION_SHIFT = 48
 SEQ_MASK = (1 << CONNECTION_SHIFT) - 1
 READ_BYTES = WRITE_BYTES = 1 << 18
-MAX_UNSENT_BYTES = 64 << 20  # a gateway that reads this much too slowly is cut off
+STALL_S = 30.0  # a gateway that reads nothing for so long, though there is something to read, is cut off
+CONGESTED_BYTES = 64 << 20  # with more unread than this, the step loop makes no more of it
 
 
 def internal_id(connection: int, seq_id: int) -> int:
@@ -40,12 +43,14 @@ class _Connection:
     sock: socket.socket
     splitter: FrameSplitter = field(default_factory=FrameSplitter)
     unsent: bytearray = field(default_factory=bytearray)
+    progress: float = 0.0  # when it last read something, or had nothing left to read
 
 
 class Server:
     """Listens on a unix socket. The step loop calls `take`, `take_aborts`, `wait` and `send`, from one thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen()
@@ -94,10 +99,16 @@ class Server:
             peer = self._connections.get(connection)
             if peer is None:
                 return
-            peer.unsent += frame[self._send_now(peer, frame) :]
+            self._queue(peer, frame[self._send_now(peer, frame) :])
             if not peer.unsent:
                 return
         self._wake_io()
+
+    def _queue(self, peer: _Connection, data: bytes) -> None:
+        """With the lock held."""
+        if not peer.unsent:
+            peer.progress = self._clock()
+        peer.unsent += data
 
     def _send_now(self, peer: _Connection, frame: bytes) -> int:
         """Bytes that the socket took, which spares the way over the I/O thread."""
@@ -115,8 +126,17 @@ class Server:
             self._greeting[type(message).__name__] = frame
             self._heard.clear()
             for peer in self._connections.values():
-                peer.unsent += frame
+                self._queue(peer, frame)
         self._wake_io()
+
+    @property
+    def congested(self) -> bool:
+        """Gateways have much to read. The end of it ends a `wait`."""
+        with self._lock:
+            return self._num_unsent() > CONGESTED_BYTES
+
+    def _num_unsent(self) -> int:
+        return sum(len(peer.unsent) for peer in self._connections.values())
 
     @property
     def connections(self) -> list[int]:
@@ -164,7 +184,7 @@ class Server:
 
     def _all_sent(self) -> bool:
         with self._lock:
-            return not any(peer.unsent for peer in self._connections.values())
+            return self._num_unsent() == 0
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         sock, _ = self._listener.accept()
@@ -173,7 +193,7 @@ class Server:
             self._last_number += 1
             peer = _Connection(self._last_number, sock)
             for frame in self._greeting.values():
-                peer.unsent += frame
+                self._queue(peer, frame)
             self._connections[peer.number] = peer
         selector.register(sock, selectors.EVENT_READ, peer)
 
@@ -217,17 +237,26 @@ class Server:
         except OSError as error:
             self._drop(selector, peer, str(error))
             return
-        with self._lock:
-            del peer.unsent[:sent]
-            unsent = len(peer.unsent)
-            if not unsent:
-                self._heard.set()
-        if unsent > MAX_UNSENT_BYTES:
-            self._drop(selector, peer, f"it leaves {unsent} bytes unread")
+        unsent = self._took(peer, sent)
+        if unsent and self._clock() - peer.progress > STALL_S:
+            self._drop(selector, peer, f"it has read nothing for {STALL_S:g} s, and {unsent} bytes are waiting")
             return
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
         if selector.get_key(peer.sock).events != wanted:
             selector.modify(peer.sock, wanted, peer)
+
+    def _took(self, peer: _Connection, sent: int) -> int:
+        """Bytes that are left."""
+        with self._lock:
+            before = self._num_unsent()
+            del peer.unsent[:sent]
+            if sent:
+                peer.progress = self._clock()
+            if not peer.unsent:
+                self._heard.set()
+            if before - sent <= CONGESTED_BYTES < before:
+                self._arrived.set()
+            return len(peer.unsent)
 
     def _drop(self, selector: selectors.BaseSelector, peer: _Connection, why: str) -> None:
         with self._lock:

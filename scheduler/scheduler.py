@@ -123,9 +123,9 @@ class Scheduler:
     def _refuse_when_full(self, seqs: list[Sequence]) -> None:
         limits, queue = self.limits, self._queue
         num_tokens = queue.num_tokens + sum(len(seq.tokens) for seq in seqs)
-        # A request that alone is over the token limit would otherwise be told for ever to come back later.
-        too_many_tokens = len(queue) > 0 and num_tokens > limits.max_waiting_tokens
-        if len(queue) + len(seqs) > limits.max_waiting or too_many_tokens:
+        too_many = len(queue) + len(seqs) > limits.max_waiting or num_tokens > limits.max_waiting_tokens
+        # A request that alone is over a limit would otherwise be told for ever to come back later.
+        if len(queue) > 0 and too_many:
             message = f"{len(queue)} sequences with {queue.num_tokens} tokens are waiting already"
             raise Rejected("queue_full", message, self._rate.retry_after_s(queue.num_tokens))
 
@@ -381,7 +381,9 @@ class Scheduler:
         self._last_victim = seq.id
         self._counters.preemptions += 1
         self._queue.push(seq)
-        self._queue.unpark(seq.id)
+        # Before that, followers go on waiting: one that finds blocks which its leader may not use would overtake it.
+        if seq.in_flight or seq.num_generated:
+            self._queue.unpark(seq.id)
 
     def _vacate(self, seq: Sequence) -> None:
         del self._running[seq.id]

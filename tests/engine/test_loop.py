@@ -27,6 +27,7 @@ class FakeServer:
         self.during_step: list[tuple[int, Abort | Gone]] = []
         self.sent: list[tuple[int, FromEngine]] = []
         self.connections = [1, 2]
+        self.congested = False
 
     def take(self) -> list[tuple[int, Submit | Abort | Gone]]:
         return [self.inbox.popleft() for _ in range(len(self.inbox))]
@@ -250,3 +251,14 @@ def test_who_waits_too_long_is_told_so() -> None:
     world.now = 6.0
     world.turn(1)
     assert [(o.seq_id, o.finish) for o in world.server.outputs(1)] == [(1, None), (2, "expired"), (1, None)]
+
+
+def test_nothing_is_computed_while_gateways_have_much_to_read() -> None:
+    world = World()
+    world.server.congested = True
+    world.submit(1)
+    assert not world.loop.turn()
+    assert world.runner.steps == 0
+    world.server.congested = False
+    assert world.loop.turn()
+    assert len(world.server.outputs(1)) == 1

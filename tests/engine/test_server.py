@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.server import Gone, Server
+from engine.server import CONGESTED_BYTES, STALL_S, Gone, Server
 from scheduler.protocol import (
     Abort,
     EngineStats,
@@ -183,3 +183,74 @@ def test_a_signal_handler_may_wake_the_loop_wherever_it_is(server: Server) -> No
     server.take()
     server.wake()
     server.wait(100)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def timed(path: Path, clock: Clock) -> Iterator[Server]:
+    server = Server(str(path), clock)
+    yield server
+    server.close(10)
+
+
+LARGE = Fatal("internal", "x" * 40_000_000)
+
+
+def test_a_gateway_that_reads_is_kept_whatever_is_left_to_read(timed: Server, path: Path, clock: Clock) -> None:
+    gateway = Gateway(path)
+    gateway.send(SUBMIT)
+    [(connection, _)] = taken(timed, 1)
+    for _ in range(3):
+        timed.send(connection, LARGE)
+    assert timed.congested
+    for _ in range(3):
+        clock.now += STALL_S - 1
+        assert gateway.receive() == LARGE
+    timed.send(connection, Outputs([], None, STATS))
+    assert gateway.receive() == Outputs([], None, STATS)
+    gateway.sock.close()
+
+
+def test_the_end_of_congestion_wakes_the_loop(timed: Server, path: Path) -> None:
+    gateway = Gateway(path)
+    gateway.send(SUBMIT)
+    [(connection, _)] = taken(timed, 1)
+    timed.send(connection, LARGE)
+    timed.send(connection, LARGE)
+    assert 2 * len(LARGE.message) > CONGESTED_BYTES
+    assert timed.take() == []
+    assert timed.congested
+    gateway.receive()
+    for _ in range(100):
+        if not timed.congested:
+            break
+        timed.wait(10)
+        timed.take()
+    assert not timed.congested
+    gateway.sock.close()
+
+
+def test_a_gateway_that_reads_nothing_is_cut_off(timed: Server, path: Path, clock: Clock) -> None:
+    gateway = Gateway(path)
+    gateway.send(SUBMIT)
+    [(connection, _)] = taken(timed, 1)
+    timed.send(connection, Fatal("internal", "x" * 3_000_000))
+    for _ in range(100):
+        clock.now += STALL_S + 1
+        if not timed.connections:
+            break
+        timed.wait(1)
+    assert taken(timed, 1) == [(connection, Gone())]
+    gateway.sock.close()

@@ -101,7 +101,7 @@ def test_followers_go_on_when_their_leader_ends_with_its_first_token(sim: Sim, a
     assert [trace.cached_tokens for trace in world.traces.values()] == [0, 8, 8]
 
 
-def test_followers_go_on_when_their_leader_is_preempted(sim: Sim, ask: Ask) -> None:
+def test_followers_wait_on_when_their_leader_is_preempted_in_its_prompt(sim: Sim, ask: Ask) -> None:
     world = sim(num_blocks=2 + 7, max_step_tokens=8)
     world.submit(ask([7, 8, 9], max_tokens=20))
     rows(world)
@@ -110,8 +110,24 @@ def test_followers_go_on_when_their_leader_is_preempted(sim: Sim, ask: Ask) -> N
     assert [rows(world)[-1] for _ in range(4)] == [(1, 0, 4), (1, 4, 4), (1, 8, 4), (1, 12, 4)]
     assert world.scheduler._queue.num_parked == 2
     assert rows(world) == [(0, 8, 1)]
-    assert world.scheduler._queue.num_parked == 0
+    assert world.scheduler._queue.num_parked == 2
     leaderless(world)
+    assert world.traces[0].finish == "length"
+
+
+def test_no_follower_overtakes_a_leader_that_reads_its_prompt(sim: Sim, ask: Ask) -> None:
+    """The prompt is in the cache. Once preempted, the leader computes it anew, where the others would find it."""
+    world = sim(num_blocks=2 + 6, max_step_tokens=12, chunk_cap=4)
+    world.submit(ask(16, max_tokens=1))
+    world.drain()
+    world.submit(ask(list(range(7)), max_tokens=20))
+    rows(world)
+    seqs = world.submit(ask(16, num_choices=2, prompt_logprobs=1, priority=1))
+    told: list[int] = []
+    while world.scheduler.has_work:
+        told += [event.seq_id for event in world.turn() if event.first]
+    assert seqs[0].preemptions > 0
+    assert told[-2:] == [seq.id for seq in seqs]
 
 
 def test_a_follower_can_be_aborted_while_it_waits(sim: Sim, ask: Ask) -> None:

@@ -71,6 +71,7 @@ class Engine(RuleBasedStateMachine):
         self.sim = Simulation(limits, num_blocks, CostModel(1.0), depth)
         self.seqs: list[Sequence] = []
         self.aborted: set[int] = set()
+        self.leader_of: dict[int, int] = {}
 
     # --- what happens to it ---
 
@@ -78,7 +79,9 @@ class Engine(RuleBasedStateMachine):
     def submit(self, request: Request) -> None:
         waiting = self.sim.scheduler.stats().waiting
         try:
-            self.seqs += self.sim.submit(request)
+            seqs = self.sim.submit(request)
+            self.seqs += seqs
+            self.leader_of |= {seq.id: seqs[0].id for seq in seqs[1:]}
         except Rejected as refusal:
             assert refusal.code in ("queue_full", "too_long", "never_fits")
             assert (refusal.retry_after_s is not None) == (refusal.code == "queue_full")
@@ -151,6 +154,10 @@ class Engine(RuleBasedStateMachine):
     def allowed(self, events: list[Event]) -> None:
         for event in events:
             assert event.seq_id not in self.aborted, "an aborted sequence speaks"
+            leader = self.leader_of.get(event.seq_id)
+            if event.first and leader is not None:
+                trace = self.sim.traces[leader]
+                assert trace.num_first or trace.finish or leader in self.aborted, "a follower speaks before its leader"
 
     @invariant()
     def holds(self) -> None:

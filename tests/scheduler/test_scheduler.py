@@ -507,3 +507,13 @@ def test_check_notices_a_sequence_without_its_blocks(sim: Sim, ask: Ask) -> None
     seq.blocks.pop()
     with pytest.raises(RuntimeError):
         world.scheduler.check()
+
+
+def test_a_request_that_alone_is_over_the_limit_of_sequences_waits_for_an_empty_queue(sim: Sim, ask: Ask) -> None:
+    world = sim(max_waiting=2)
+    world.submit(ask(2, num_choices=3))
+    with pytest.raises(Rejected) as refusal:
+        world.submit(ask(2))
+    assert refusal.value.code == "queue_full"
+    world.drain()
+    assert [trace.finish for trace in world.traces.values()] == ["length"] * 3
