@@ -132,6 +132,7 @@ class TokenizeRequest(Struct, kw_only=True):
     prompt: str | None = None
     messages: list[Raw] | None = None
     add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
     tools: list[Raw] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -322,6 +323,7 @@ class Tokenized(Struct, frozen=True):
     count: int
     max_model_len: int | None
     tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET  # where asked for
 
 
 class RenderedPrompt(Struct, frozen=True):

@@ -133,7 +133,8 @@ class Choice:
         return True
 
     def _end(self, output: Output, delta: Delta) -> None:
-        tail = self._utf8.flush()  # half a character at the very end, as U+FFFD
+        # Half a character at the very end: the model wrote it so, or it was cut, and then it is left out.
+        tail = self._utf8.flush() if output.finish == "stop" else ""
         self._num_chars += len(tail)
         if tail and self._send(tail, delta):
             return

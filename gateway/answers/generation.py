@@ -64,6 +64,11 @@ class Generation:
         return Run(Choice(index, spec), prompt, leads=place == 0)
 
     @property
+    def generates(self) -> bool:
+        """Or else only prompts are read."""
+        return any(params.max_tokens for params in self._job.params)
+
+    @property
     def usage(self) -> Usage:
         exchange = self._exchange
         reasoning = sum(choice.num_reasoning for choice in self.choices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gateway.answers.choice import Delta, Mark
+from gateway.answers.text import Utf8Stream
 from gateway.openai import ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TopLogprob
 from gateway.tokenizer.base import Tokenizer
 from scheduler.plan import PromptResult, TokenLogprob
@@ -50,14 +51,19 @@ def _tops(logprob: TokenLogprob, text: str, tokenizer: Tokenizer) -> dict[str, f
     return {**top, text: max(_LEAST, logprob.logprob)}
 
 
-def echoed_logprobs(result: PromptResult | None, prompt: Sequence[int], tokenizer: Tokenizer) -> CompletionLogprobs:
-    """Of a prompt's own tokens; the first has none, for nothing predicted it."""
+def echoed_logprobs(
+    result: PromptResult | None, prompt: Sequence[int], tokenizer: Tokenizer, echo: str
+) -> CompletionLogprobs:
+    """Of a prompt's own tokens; the first has none, for nothing predicted it. Offsets are places in `echo`, where a
+    control token stands only if the prompt spelled it."""
     found = _found(result, prompt)
     tokens = [_text(_bytes(token, tokenizer)) for token in prompt]
-    offsets, size = [], 0
+    offsets, size, stream = [], 0, Utf8Stream()
     for token in prompt:
         offsets.append(size)
-        size += len(_bytes(token, tokenizer).decode("utf-8", "replace"))
+        data = _bytes(token, tokenizer)
+        hidden = tokenizer.is_special(token) and not echo.startswith(_text(data), size)
+        size += 0 if hidden else len(stream.push(data))
     chosen = [None, *(max(_LEAST, each.logprob) for each in found)]
     tops = [_tops(each, text, tokenizer) for each, text in zip(found, tokens[1:], strict=True)]
     return CompletionLogprobs(tokens, chosen, [None, *tops], offsets)

@@ -84,7 +84,7 @@ def cors(services: Services) -> list[Middleware]:
     origins = services.settings.allow_origins
     if not origins:
         return []
-    shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters"]
+    shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters", "request-id"]
     shown += ["retry-after", "retry-after-ms"]
     shown += RATE_LIMIT_HEADERS
     return [
@@ -164,7 +164,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     messages = {
-        404: f"There is nothing at {request.url.path[:200]}.",
+        404: f"There is nothing at {request.url.path[:200]}. What there is stands at /docs.",
         405: f"{request.url.path[:200]} does not answer {request.method}.",
     }
     message = messages.get(error.status_code, str(error.detail))

@@ -115,5 +115,5 @@ def outcome(error: ApiError) -> str:
     """The label under which metrics and the access log count an error."""
     if error.code == "slow_reader":
         return "slow_reader"
-    by_status = {429: "rejected", CLIENT_CLOSED: "client_closed", 500: "error", 503: "unavailable", 504: "expired"}
+    by_status = {429: "rejected", CLIENT_CLOSED: "client_closed", 501: "invalid", 503: "unavailable", 504: "expired"}
     return by_status.get(error.status, "invalid" if error.status < 500 else "error")

@@ -21,7 +21,7 @@ from gateway.http.body import read_body
 from gateway.http.exchange import Exchange, exchange_of
 from gateway.http.race import MustStop, run_unless_ended
 from gateway.http.stream import EventStream, outcome, whole_answer
-from gateway.openai import Detokenized, Health, ModelCard, ModelList, Tokenized, Version, encode
+from gateway.openai import Detokenized, Health, ModelCard, ModelList, Rendered, Tokenized, Version, encode
 from gateway.requests import prepare
 from gateway.requests.convert import check_model
 from gateway.requests.parse import ignored_header
@@ -157,9 +157,11 @@ def answer_headers(prepared: Prepared, explained: bool) -> dict[str, str]:
     headers = {"x-headrace-seed": str(prepared.job.seed)}
     if explained:
         headers["x-headrace-parameters"] = json.dumps(prepared.parameters)
-    if prepared.ignored:
-        headers["x-headrace-ignored"] = ignored_header(prepared.ignored)
-    return headers
+    return {**headers, **ignored_headers(prepared.ignored)}
+
+
+def ignored_headers(ignored: list[str]) -> dict[str, str]:
+    return {"x-headrace-ignored": ignored_header(ignored)} if ignored else {}
 
 
 def check_open(services: Services) -> None:
@@ -226,20 +228,20 @@ class Pages:
         services = self._services
         body = await read_body(request.scope, request.receive, services.settings)
         prepared = await self._workers.run(prepare.cost(body), partial(preparation, body, services))
-        prepare.check_strict(prepared.ignored, services.settings)
-        return json_response(encode(prepare.rendered(prepared, services)))
+        return self._told(prepare.rendered(prepared, services), prepared.ignored)
 
     async def tokenize(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "tokenize"
         services = self._services
         body = await read_body(request.scope, request.receive, services.settings)
-        ids = await self._workers.run(len(body), partial(prepare.prepare_tokenize, body, services))
-        ready = services.engine.ready
-        return json_response(encode(Tokenized(len(ids), None if ready is None else ready.max_model_len, ids)))
+        return self._told(*await self._workers.run(len(body), partial(prepare.prepare_tokenize, body, services)))
 
     async def detokenize(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "detokenize"
         services = self._services
         body = await read_body(request.scope, request.receive, services.settings)
-        text = await self._workers.run(len(body), partial(prepare.prepare_detokenize, body, services))
-        return json_response(encode(Detokenized(text)))
+        return self._told(*await self._workers.run(len(body), partial(prepare.prepare_detokenize, body, services)))
+
+    def _told(self, answer: Rendered | Tokenized | Detokenized, ignored: list[str]) -> Response:
+        prepare.check_strict(ignored, self._services.settings)
+        return json_response(encode(answer), ignored_headers(ignored))

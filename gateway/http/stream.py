@@ -50,6 +50,8 @@ class EventStream:
 
 
 def outcome(generation: Generation) -> str:
+    if not generation.generates:
+        return "ok"
     return "length" if any(choice.finish == "length" for choice in generation.choices) else "stop"
 
 

@@ -204,6 +204,7 @@ COMPLETIONS: Mapping[str, Schema] = {
     "echo": text("The answer begins with the prompt.", default=False),
     "best_of": text("So many answers are made, and the n most likely are sent.", minimum=1),
     "suffix": text("What comes after the answer, for models that fill in the middle."),
+    "return_token_strs": text("Tells what each token stands for, too.", default=False),
     "add_special_tokens": text("false: no token is put before the prompt.", default=True),
 }
 
@@ -424,17 +425,28 @@ TYPES: Mapping[str, Schema] = {
 }
 
 
+# Without defaults of the model's own.
+_DEFAULTS: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
 def of_server(services: Services) -> dict[str, Schema]:
-    """What this server's own settings bound."""
-    settings = services.settings
-    hottest = {"minimum": 0, "maximum": min(2.0, settings.max_temperature)}
-    bounded: dict[str, Schema] = {
-        "temperature": text("How far sampling strays from the most likely token; 0: not at all.", **hottest),
-        "n": text("Answers to each prompt.", minimum=1, maximum=settings.max_choices, default=1),
+    """What depends on this server's own settings and model."""
+    settings, model = services.settings, services.model
+    hottest = min(2.0, settings.max_temperature)
+    warmth = "How far sampling strays from the most likely token; 0: not at all."
+    given = {**SAMPLING, "temperature": text(warmth, minimum=0, maximum=hottest)}
+    bounded = {
+        name: {**given[name], "default": model.sampling_defaults.get(name, _DEFAULTS[name])} for name in _DEFAULTS
     }
-    for name, value in services.model.sampling_defaults.items():
-        if name in ("top_p", "top_k", "min_p", "repetition_penalty"):
-            bounded[name] = {**SAMPLING[name], "default": value}
+    bounded["n"] = text("Answers to each prompt.", minimum=1, maximum=settings.max_choices, default=1)
     return bounded
 
 

@@ -27,11 +27,17 @@ def chat_messages(raws: Sequence[Raw], ignored: list[str] | None = None) -> list
     """Adds fields of messages that have no effect to `ignored`."""
     if not raws:
         raise invalid("messages", "messages must hold at least one message.", "value_out_of_range")
-    turns = []
+    turns: list[Turn] = []
+    called: set[str] = set()
     for index, raw in enumerate(raws):
         where = f"messages[{index}]"
         message = decode(raw, Message, where)
-        turns.append(_chat_message(message, where))
+        turn = _chat_message(message, where)
+        turns.append(turn)
+        called.update(call["id"] for call in turn.get("tool_calls", ()))
+        if turn["role"] == "tool" and turn["tool_call_id"] not in called:
+            name = f"{where}.tool_call_id"
+            raise invalid(name, f"{name} names no call of a message before it.", "invalid_value")
         if ignored is not None:
             ignored += _unknown(raw, Message, where) + _without_effect(message, where)
     return turns

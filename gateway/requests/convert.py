@@ -32,6 +32,7 @@ MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 256
 MAX_SALT_CHARS = 1024
 MAX_PRIORITY = 1 << 20
+MAX_TOLD = 1 << 19  # log-probabilities of prompts in an answer, over all its choices: some 40 MB of it
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions; a chat may use all that fits
 SEED_BITS = 63  # of 64: engines compute in signed integers
 _SEED_MASK = (1 << SEED_BITS) - 1
@@ -90,6 +91,12 @@ def in_range(param: str, value: float, low: float, high: float) -> None:
         raise invalid(param, f"{param} must be between {low} and {high}, but is {value}.", "value_out_of_range")
 
 
+def holds(param: str, count: int, low: int, high: int, what: str) -> None:
+    if not low <= count <= high:
+        message = f"{param} must hold between {low} and {high} {what}, but holds {count}."
+        raise invalid(param, message, "value_out_of_range")
+
+
 # sampling parameters
 
 
@@ -140,6 +147,16 @@ def completion_sampling(
     return msgspec.structs.replace(params, prompt_logprobs=max(logprobs, params.prompt_logprobs or 0))
 
 
+def check_told(request: CompletionRequest, job: Job) -> None:
+    """Each choice repeats what is told of its prompt: bounds that for an answer."""
+    per_token = (job.params[0].prompt_logprobs or 0) + 1 if job.params[0].prompt_logprobs is not None else 0
+    told = per_token * (request.n or 1) * sum(map(len, job.prompts))
+    if told > MAX_TOLD:
+        name = "prompt_logprobs" if request.prompt_logprobs is not None else "logprobs"
+        message = f"{told} log-probabilities of prompts are too many for an answer; at most {MAX_TOLD} are told."
+        raise invalid(name, message, "value_out_of_range")
+
+
 def check_grammar(params: SamplingParams, request: GenerateRequest) -> None:
     """What would leave an answer that is held to a grammar without a token to go on with."""
     if params.grammar is None:
@@ -166,7 +183,7 @@ def _top_k(request: GenerateRequest, defaults: Mapping[str, float], vocab_size: 
 def _logit_bias(biases: Mapping[str, Any] | None, vocab_size: int) -> tuple[tuple[int, float], ...]:
     if not biases:
         return ()
-    in_range("logit_bias", len(biases), 0, MAX_BIASES)
+    holds("logit_bias", len(biases), 0, MAX_BIASES, "ids")
     pairs = []
     for key, bias in biases.items():
         param = f"logit_bias.{key[:20]}"
@@ -182,7 +199,7 @@ def _logit_bias(biases: Mapping[str, Any] | None, vocab_size: int) -> tuple[tupl
 
 def _stop_ids(request: GenerateRequest, model: ServedModel, vocab_size: int) -> tuple[int, ...]:
     own = request.stop_token_ids or []
-    in_range("stop_token_ids", len(own), 0, MAX_STOP_IDS)
+    holds("stop_token_ids", len(own), 0, MAX_STOP_IDS, "ids")
     for index, token in enumerate(own):
         _check_id(f"stop_token_ids[{index}]", token, vocab_size)
     ends = () if request.ignore_eos else model.eos_ids
@@ -201,7 +218,7 @@ def _allowed_ids(request: GenerateRequest, vocab_size: int) -> tuple[int, ...]:
 def _bad_words(request: GenerateRequest, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Each word as it is and as it is spelled after a space."""
     words = request.bad_words or []
-    in_range("bad_words", len(words), 0, MAX_BAD_WORDS)
+    holds("bad_words", len(words), 0, MAX_BAD_WORDS, "strings")
     found: dict[tuple[int, ...], None] = {}
     for index, word in enumerate(words):
         where = f"bad_words[{index}]"
@@ -258,7 +275,8 @@ def chat_logprobs(request: ChatRequest) -> int | None:
     if request.top_logprobs is not None:
         in_range("top_logprobs", request.top_logprobs, 0, MAX_LOGPROBS)
         if not request.logprobs:
-            raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+            message = "top_logprobs needs logprobs to be true."
+            raise invalid("top_logprobs", message, "conflicting_parameters")
     return (request.top_logprobs or 0) if request.logprobs else None
 
 
@@ -270,7 +288,8 @@ def completion_logprobs(request: CompletionRequest) -> int | None:
 
 def check_streaming(request: GenerateRequest) -> None:
     if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options", "stream_options is only allowed when stream is true.")
+        message = "stream_options is only allowed when stream is true."
+        raise invalid("stream_options", message, "conflicting_parameters")
 
 
 # how many sequences, how long
@@ -288,6 +307,9 @@ def num_candidates(request: CompletionRequest, num_prompts: int, settings: HttpS
     n = num_choices(request, num_prompts, settings)
     if request.best_of is None:
         return n
+    if request.best_of < n:
+        message = f"best_of must be at least n ({n}), but is {request.best_of}."
+        raise invalid("best_of", message, "value_out_of_range")
     in_range("best_of", request.best_of, n, settings.max_choices)
     if request.stream and request.best_of > n:
         raise invalid("best_of", "best_of over n cannot be streamed.", "conflicting_parameters")
@@ -330,7 +352,9 @@ def fit(request: GenerateRequest, prompt_len: int, max_model_len: int, most: int
     param, asked = asked_max_tokens(request)
     room = max_model_len - prompt_len
     if room < (1 if asked is None else asked):
-        raise _too_long(source, param, prompt_len, asked, max_model_len)
+        error = _too_long(source, param, prompt_len, asked, max_model_len)
+        error.param = param if asked is not None and asked > max_model_len else source
+        raise error
     default = room if isinstance(request, ChatRequest) else min(room, COMPLETION_MAX_TOKENS)
     max_tokens = min(default, most or default) if asked is None else asked
     if (request.min_tokens or 0) > max_tokens:
@@ -414,7 +438,7 @@ def _priority(request: GenerateRequest) -> int:
 def _salt(request: GenerateRequest) -> bytes:
     if request.cache_salt is None:
         return b""
-    in_range("cache_salt", len(request.cache_salt), 1, MAX_SALT_CHARS)
+    holds("cache_salt", len(request.cache_salt), 1, MAX_SALT_CHARS, "characters")
     return request.cache_salt.encode("utf-8", "surrogatepass")
 
 

@@ -21,9 +21,16 @@ _SAMPLING = {
     "min_tokens": "min_tokens",
 }
 
+_ONLY_ASKED = (  # of lists and tables their size
+    *("logit_bias", "allowed_token_ids", "bad_words", "priority", "truncate_prompt_tokens", "best_of"),
+    *("reasoning_effort", "parallel_tool_calls", "echo", "logprobs", "prompt_logprobs"),
+)
+_SHOWN = 40  # characters of a stop string
+
 
 def explain(request: GenerateRequest, job: Job, model: ServedModel) -> Parameters:
-    """By the request's names: {"value": ..., "from": "request", "generation_config" or "default"}."""
+    """By the request's names: {"value": ..., "from": "request", "generation_config", "default" or "drawn"}. Fields
+    that only a request can set are told where it does."""
     params = job.params[0]
     found: Parameters = {}
     for name, attribute in _SAMPLING.items():
@@ -34,11 +41,16 @@ def explain(request: GenerateRequest, job: Job, model: ServedModel) -> Parameter
         "value": lengths[0] if len(set(lengths)) == 1 else lengths,
         "from": "request" if asked else "default",
     }
-    found["seed"] = {"value": job.seed, "from": _source(request, "seed", model)}
+    found["seed"] = {"value": job.seed, "from": "drawn" if request.seed is None else "request"}
     found["n"] = {"value": request.n or 1, "from": _source(request, "n", model)}
-    found["stop"] = {"value": list(job.text.stops), "from": _source(request, "stop", model)}
+    found["stop"] = {"value": [text[:_SHOWN] for text in job.text.stops], "from": _source(request, "stop", model)}
     own_ids = "request" if request.stop_token_ids or request.ignore_eos else "generation_config"
     found["stop_token_ids"] = {"value": list(params.stop_ids), "from": own_ids}
+    for name in _ONLY_ASKED:
+        value = getattr(request, name, None)
+        if value is not None:
+            shown = len(value) if isinstance(value, dict | list) else value
+            found[name] = {"value": shown, "from": "request"}
     return found
 
 

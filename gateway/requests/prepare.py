@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,12 @@ from gateway.http import faults
 from gateway.openai import (
     ChatRequest,
     CompletionRequest,
+    Detokenized,
     DetokenizeRequest,
     GenerateRequest,
     Rendered,
     RenderedPrompt,
+    Tokenized,
     TokenizeRequest,
 )
 from gateway.requests import convert, fim
@@ -25,7 +28,7 @@ from gateway.requests.chat_prompt import ChatPrompt, encode_chat
 from gateway.requests.conversation import chat_messages, text_of, tool_choice, tool_functions
 from gateway.requests.convert import Job, Limits
 from gateway.requests.explain import Parameters, explain
-from gateway.requests.parse import decode, invalid, parse
+from gateway.requests.parse import invalid, parse
 from gateway.requests.reading import answer_grammar, answer_rules
 from gateway.requests.request_limits import check_messages, check_sampling
 from gateway.requests.structured import grammar_of
@@ -35,7 +38,15 @@ from gateway.wires.chat import ChatWants, ChatWire
 from gateway.wires.completions import CompletionWants, CompletionWire
 
 T = TypeVar("T")
-_COSTLY = (b'"response_format"', b'"structured_outputs"', b'"guided_', b'"tools"', b'"format"', b'"bad_words"')
+OFF_LOOP = 1 << 29  # the cost of what must not run on the event loop, whatever its length
+SHAPED = 1 << 30  # of what may need a grammar
+_SHAPING = (
+    *(b'"response_format"', b'"structured_outputs"', b'"guided_', b'"tools"', b'"format"', b'"output_format"'),
+    b'"bad_words"',
+)
+# Of the characters of those names. Nobody writes them so, but whoever hides them.
+_ESCAPED = re.compile(rb"\\u00(?:5[fF]|6[1-9a-fA-F]|7[0-9aA])")
+_NUM_SHAPING_THREADS = 8  # most of which wait: the grammars are checked elsewhere, few at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +62,28 @@ Prepare = Callable[[bytes, Services], Prepared]
 
 
 class Workers:
-    """A few threads for what would hold up the event loop."""
+    """A few threads for what would hold up the event loop, and others for what may wait for a grammar's check."""
 
     def __init__(self, num_threads: int, inline_bytes: int) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
+        self._shaping = ThreadPoolExecutor(_NUM_SHAPING_THREADS, thread_name_prefix="shape")
         self._inline_bytes = inline_bytes
 
     async def run(self, num_bytes: int, work: Callable[[], T]) -> T:
         if num_bytes <= self._inline_bytes:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        threads = self._shaping if num_bytes >= SHAPED else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._shaping):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def cost(body: bytes) -> int:
-    """What decides whether a body is handled on the event loop: its length, but short grammars can take long too."""
-    return 1 << 30 if any(word in body for word in _COSTLY) else len(body)
+    """What decides where a body is handled: its length, but short grammars can take long too."""
+    is_shaped = any(word in body for word in _SHAPING) or _ESCAPED.search(body) is not None
+    return SHAPED if is_shaped else min(len(body), OFF_LOOP)
 
 
 def limits(services: Services) -> Limits:
@@ -117,8 +132,16 @@ def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> t
     seed = convert.asked_seed(request, services.random_bits(64))
     n = convert.num_choices(request, 1, bounds.settings)
     job = convert.make_job(request, base, [prompt.ids], bounds, seed, n)
-    rules = answer_rules(job.text, prompt, model, services.random_bits)
+    rules = answer_rules(_stops_beside(prompt, job, ignored), prompt, model, services.random_bits)
     return replace(job, text=convert.with_visible(rules, request, model)), explain(request, job, model)
+
+
+def _stops_beside(prompt: ChatPrompt, job: Job, ignored: list[str]) -> convert.TextRules:
+    """Calls that are enforced end by their grammar; a stop string would cut their mark-up."""
+    if not (prompt.choice.is_forced and job.text.stops):
+        return job.text
+    ignored.append("stop")
+    return replace(job.text, stops=())
 
 
 def chat_prompt(
@@ -159,6 +182,7 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
     ids = _completion_ids(request, prompts, services)
     seed = convert.asked_seed(request, services.random_bits(64))
     job = convert.make_job(request, base, ids, bounds, seed, candidates)
+    convert.check_told(request, job)
     job = replace(job, text=convert.with_visible(job.text, request, model))
     wants = CompletionWants(
         prompts=job.prompts,
@@ -220,27 +244,39 @@ def rendered(prepared: Prepared, services: Services) -> Rendered:
     return Rendered(prompts, prepared.parameters, prepared.ignored, job.params[0].grammar)
 
 
-def prepare_tokenize(body: bytes, services: Services) -> list[int]:
-    request, model = decode(body, TokenizeRequest), services.model
+def prepare_tokenize(body: bytes, services: Services) -> tuple[Tokenized, list[str]]:
+    """The answer, and fields without effect."""
+    parsed, ready = parse(body, TokenizeRequest), services.engine.ready
+    ids = _tokenized(parsed.request, parsed.ignored, services)
+    texts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    if parsed.request.return_token_strs:
+        texts = [services.model.tokenizer.decode([id], skip_special=False) for id in ids]
+    return Tokenized(len(ids), None if ready is None else ready.max_model_len, ids, texts), parsed.ignored
+
+
+def _tokenized(request: TokenizeRequest, ignored: list[str], services: Services) -> list[int]:
+    model = services.model
     if request.model is not None:
         convert.check_model(request.model, model)
     if (request.prompt is None) == (request.messages is None):
-        raise invalid("prompt", "Give either prompt or messages.")
+        raise invalid("prompt", "Give either prompt or messages.", "missing_required_parameter")
     if request.prompt is not None:
         if request.tools:
             raise invalid("tools", "tools belong to messages.", "conflicting_parameters")
         return convert.encode_prompt(request.prompt, model, request.add_special_tokens is not False)
     fields: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_WITH_CHAT}
     chat = ChatRequest(model=model.name, messages=request.messages or [], **fields)
-    return chat_prompt(chat, [], services).ids
+    return chat_prompt(chat, ignored, services).ids
 
 
 _SHARED_WITH_CHAT = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 
 
-def prepare_detokenize(body: bytes, services: Services) -> str:
-    request, model = decode(body, DetokenizeRequest), services.model
+def prepare_detokenize(body: bytes, services: Services) -> tuple[Detokenized, list[str]]:
+    """The answer, and fields without effect."""
+    parsed, model = parse(body, DetokenizeRequest), services.model
+    request = parsed.request
     if request.model is not None:
         convert.check_model(request.model, model)
     convert.check_ids("tokens", request.tokens, model.tokenizer.vocab_size)
-    return model.tokenizer.decode(request.tokens, skip_special=False)
+    return Detokenized(model.tokenizer.decode(request.tokens, skip_special=False)), parsed.ignored

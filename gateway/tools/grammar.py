@@ -40,7 +40,7 @@ def schema_of(tool: Tool, *, strict_only: bool) -> dict[str, Any]:
     if strict_only and not tool.strict:
         return {"type": "object"}
     schema = {"type": "object", **(_NO_PARAMETERS if tool.parameters is None else tool.parameters)}
-    closed = {} if not schema.get("properties") or _OPEN & schema.keys() else {"additionalProperties": False}
+    closed = {} if "properties" not in schema or _OPEN & schema.keys() else {"additionalProperties": False}
     return {**schema, **closed}
 
 

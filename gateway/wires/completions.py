@@ -37,7 +37,10 @@ class CompletionWire:
     tokenizer: Tokenizer
     wants: CompletionWants
     _opened: set[int] = field(default_factory=set)
-    _read: dict[int, PromptResult] = field(default_factory=dict)  # by prompt
+    # By prompt: what the engine told of it, and that in the forms that its choices share.
+    _read: dict[int, PromptResult] = field(default_factory=dict)
+    _echoes: dict[int, CompletionLogprobs] = field(default_factory=dict)
+    _told: dict[int, PromptLogprobs] = field(default_factory=dict)
 
     def opening(self) -> bytes:
         return b""
@@ -116,7 +119,10 @@ class CompletionWire:
         if not (self.wants.logprobs and self.wants.echoes):
             return None
         prompt = self._prompt_of(index)
-        return echoed_logprobs(self._read.get(prompt), self.wants.prompts[prompt], self.tokenizer)
+        if prompt not in self._echoes:
+            read, ids = self._read.get(prompt), self.wants.prompts[prompt]
+            self._echoes[prompt] = echoed_logprobs(read, ids, self.tokenizer, self._echo(index))
+        return self._echoes[prompt]
 
     def _own(self, delta: Delta) -> CompletionLogprobs | None:
         if not self.wants.logprobs:
@@ -127,7 +133,9 @@ class CompletionWire:
         if not self.wants.prompt_logprobs:
             return UNSET
         prompt = self._prompt_of(index)
-        return prompt_logprobs(self._read.get(prompt), self.wants.prompts[prompt], self.tokenizer)
+        if prompt not in self._told:
+            self._told[prompt] = prompt_logprobs(self._read.get(prompt), self.wants.prompts[prompt], self.tokenizer)
+        return self._told[prompt]
 
 
 def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:

@@ -211,8 +211,13 @@ async def test_the_text_of_a_stop_id_is_cut_and_control_tokens_have_none() -> No
 
 
 async def test_bytes_that_are_no_character_become_one_replacement() -> None:
-    engine = FakeEngine(script=lambda submit, choice: Script([[0xF0], [0x9F]], "length"))
-    assert (await ask(engine, chat())).json()["choices"][0]["message"]["content"] == "\ufffd"
+    engine = FakeEngine(script=lambda submit, choice: Script([[97], [0xF0], [0x9F], [EOS]], "stop"))
+    assert (await ask(engine, chat())).json()["choices"][0]["message"]["content"] == "a\ufffd"
+
+
+async def test_a_character_that_was_cut_is_left_out() -> None:
+    engine = FakeEngine(script=lambda submit, choice: Script([[97], [0xF0], [0x9F]], "length"))
+    assert (await ask(engine, chat())).json()["choices"][0]["message"]["content"] == "a"
 
 
 async def test_ids_that_the_tokenizer_does_not_know_have_no_text() -> None:

@@ -233,3 +233,25 @@ async def test_fill_in_the_middle() -> None:
         answer = await client.post("/v1/completions", json={"model": "toy", "prompt": "a", "suffix": "b"})
     assert answer.status_code == 200, answer.text
     assert engine.submitted[0].prompt == [261, 97, 262, 98, 263]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "offsets"),
+    [("日a", [0, 0, 0, 1, 2]), ("<|bos|>a", [0, 7, 8]), ([BOS, 97], [0, 0, 1]), ("a<", [0, 1, 2])],
+)
+async def test_offsets_of_an_echo_are_places_in_the_text(prompt: Any, offsets: list[int]) -> None:
+    choice = (await ask(FakeEngine(), prompt, echo=True, logprobs=0, max_tokens=1)).json()["choices"][0]
+    assert choice["logprobs"]["text_offset"] == offsets
+    assert choice["text"][offsets[-1] :] == "H"
+
+
+async def test_a_bos_that_is_not_echoed_takes_no_place() -> None:
+    async with client_of(toy_services(FakeEngine(), toy_model(add_bos=True))) as client:
+        body = {"model": MODEL, "prompt": "ab", "echo": True, "logprobs": 0, "max_tokens": 1}
+        choice = (await client.post("/v1/completions", json=body)).json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]["text_offset"]) == ("abH", [0, 0, 1, 2])
+
+
+async def test_what_is_told_of_prompts_is_bounded() -> None:
+    answer = await ask(FakeEngine(), [97] * 4000, n=16, echo=True, logprobs=20, max_tokens=1)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")

@@ -113,7 +113,7 @@ async def test_what_has_no_effect_is_told(connect: Connect) -> None:
         ({"input": [[1] * 17]}, "input[0]", "context_length_exceeded"),
         ({"input": "a", "dimensions": 0}, "dimensions", "value_out_of_range"),
         ({"input": "a", "dimensions": 5}, "dimensions", "value_out_of_range"),
-        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "invalid_type"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "invalid_value"),
     ],
 )
 async def test_a_bad_request_names_its_field(connect: Connect, fields: dict[str, Any], param: str, code: str) -> None:

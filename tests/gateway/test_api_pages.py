@@ -55,6 +55,13 @@ async def test_tokenize_shows_what_would_be_run(client: httpx.AsyncClient) -> No
     assert answer == {"count": 3, "max_model_len": 4096, "tokens": [BOS, 97, 98]}
 
 
+async def test_tokenize_spells_tokens_and_tells_what_it_ignores(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/tokenize", json={"prompt": "<|bos|>a", "return_token_strs": True, "other": 1})
+    assert answer.json()["token_strs"] == ["<|bos|>", "a"] and answer.headers["x-headrace-ignored"] == "other"
+    answer = await client.post("/detokenize", json={"tokens": [97], "other": 1})
+    assert answer.headers["x-headrace-ignored"] == "other"
+
+
 async def test_tokenize_applies_the_chat_template(client: httpx.AsyncClient) -> None:
     body = {"messages": [{"role": "user", "content": "<|bos|>"}]}
     tokens = (await client.post("/tokenize", json=body)).json()["tokens"]

@@ -151,6 +151,24 @@ async def test_a_broken_schema_of_any_tool_is_refused() -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0].function.parameters")
 
 
+async def test_a_function_without_parameters_takes_none() -> None:
+    engine = saying("ok")
+    await ask(engine, tools=[tool("f", parameters={"type": "object", "properties": {}})], tool_choice="required")
+    assert '\\"additionalProperties\\": false' in json.dumps(engine.submitted[0].params.grammar)
+
+
+async def test_a_stop_string_does_not_cut_an_enforced_call() -> None:
+    answer = await ask(saying(CALL), tool_choice="required", stop="\n")
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert answer.headers["x-headrace-ignored"] == "stop"
+
+
+async def test_a_result_belongs_to_a_call() -> None:
+    turns = [HI, {"role": "tool", "tool_call_id": "c1", "content": "42"}]
+    answer = await ask(saying("ok"), messages=turns)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages[1].tool_call_id")
+
+
 # reasoning
 
 THINKER = {"reasoning": ReasoningFormat()}

@@ -38,7 +38,8 @@ def test_held_back_text_leaves_at_the_end() -> None:
 
 
 def test_half_a_character_leaves_at_the_end_as_a_replacement() -> None:
-    assert push(choice(), [0xF0, 0x9F], "length").text == "\ufffd"
+    assert push(choice(), [0xF0, 0x9F, EOS], "stop").text == "\ufffd"
+    assert push(choice(), [97, 0xF0, 0x9F], "length").text == "a"  # cut
 
 
 def test_a_stop_string_ends_the_choice_for_good() -> None:

@@ -64,6 +64,7 @@ STREAM = {"stream": True}
 WITH_TOOLS = {"tools": [TOOL]}
 FORCED = {"tools": [TOOL], "tool_choice": "required"}
 TALKING = {"messages": TALK, "tools": [TOOL]}
+UNANSWERED = {"messages": [*TALK[:4], TALK[-1]], "tools": [TOOL]}  # but for its id, nothing names the call
 STRUCTURED = {"response_format": FORM}
 
 SAMPLING = {
@@ -158,11 +159,11 @@ CHAT_CASES: dict[str, Case] = SAMPLING | {
     "messages[3].tool_calls[0].function": Case({"name": "g", "arguments": "{}"}, beside=TALKING),
     "messages[3].tool_calls[0].function.arguments": Case('{"a": 1}', beside=TALKING),
     "messages[3].tool_calls[0].function.name": Case("g", beside=TALKING),
-    "messages[3].tool_calls[0].id": Case("c2", LABEL, beside=TALKING),
+    "messages[3].tool_calls[0].id": Case("c2", LABEL, beside=UNANSWERED),
     "messages[3].tool_calls[0].type": Case("custom", 400, beside=TALKING),
     "messages[4].content": Case("other", beside=TALKING),
     "messages[4].role": Case("user", beside=TALKING),
-    "messages[4].tool_call_id": Case("c2", LABEL, beside=TALKING),
+    "messages[4].tool_call_id": Case("c2", 400, beside=TALKING),
     "messages[5].refusal": Case("never", beside=TALKING),
 }
 
