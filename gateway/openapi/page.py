@@ -173,7 +173,7 @@ def shape(schema: Schema) -> str:
         return _json(schema["const"])
     kind = schema.get("type", "anything")
     if kind == "array" and "items" in schema:
-        return f"array of {shape(schema['items'])}{_bounds(schema, 'Items')}"
+        return f"array{_bounds(schema, 'Items')} of {shape(schema['items'])}"
     if kind == "object" and "properties" in schema:
         return f"object with {_members(schema)}"
     kind = kind if isinstance(kind, str) else " or ".join(each for each in kind if each != "null")
@@ -195,10 +195,13 @@ def _range(schema: Schema) -> str:
 
 def _bounds(schema: Schema, what: str) -> str:
     least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
-    unit = "characters" if what == "Length" else "of them"
-    if most is not None:
-        return f", {least} to {most} {unit}"
-    return f", at least {least} {unit}" if least else ""
+    if most is None:
+        told = f"at least {least}" if least else ""
+    else:
+        told = f"{least} to {most}" if least else f"at most {most}"
+    if not told:
+        return ""
+    return f" ({told})" if what == "Items" else f", {told} characters"
 
 
 def _schemas(document: Schema) -> Iterator[str]:

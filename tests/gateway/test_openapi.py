@@ -19,7 +19,7 @@ from gateway.openapi.codes import CODES, STATUSES
 from gateway.openapi.document import document
 from gateway.openapi.operations import OPERATIONS
 from gateway.requests.prepare import Workers
-from tests.fixtures.fakes import MODEL, client_of, events, toy_services
+from tests.fixtures.fakes import MODEL, client_of, events, toy_model, toy_services
 
 DOCUMENT = document(toy_services())
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -156,6 +156,12 @@ async def test_the_document_names_the_model_and_the_servers_bounds() -> None:
     assert schemas["ModelName"]["enum"] == [MODEL]
     fields = schemas["ChatRequest"]["properties"]
     assert fields["n"]["anyOf"][0]["maximum"] == 3 and fields["temperature"]["anyOf"][0]["maximum"] == 0.5
+
+
+def test_the_document_tells_the_models_own_defaults() -> None:
+    services = replace(toy_services(), model=toy_model(sampling_defaults={"top_p": 0.9}))
+    fields = document(services)["components"]["schemas"]["ChatRequest"]["properties"]
+    assert (fields["top_p"]["default"], fields["temperature"]["default"]) == (0.9, 1.0)
 
 
 class Outline(HTMLParser):
