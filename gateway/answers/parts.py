@@ -6,13 +6,16 @@ A reader takes the text in pieces of any size; how it was cut changes nothing bu
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """Between two parts of another kind, text has no gaps: of such neighbours the first's start says all."""
+
     text: str
+    start: int = field(default=0, compare=False)  # characters of what was read before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +67,29 @@ class ChainedReader:
     def __init__(self, first: Reader, second: Reader) -> None:
         self._first = first
         self._second = second
+        self._start: int | None = None  # of the text that the second one reads
 
     def push(self, text: str) -> list[Part]:
         return self._read(self._first.push(text))
 
     def finish(self) -> list[Part]:
-        return [*self._read(self._first.finish()), *self._second.finish()]
+        return [*self._read(self._first.finish()), *self._moved(self._second.finish())]
 
     def _read(self, parts: list[Part]) -> list[Part]:
         read: list[Part] = []
         for part in parts:
-            read += self._second.push(part.text) if isinstance(part, Text) else [part]
+            if isinstance(part, Text):
+                self._start = part.start if self._start is None else self._start
+                read += self._moved(self._second.push(part.text))
+            else:
+                read.append(part)
         return read
+
+    def _moved(self, parts: list[Part]) -> list[Part]:
+        start = self._start
+        if not start:
+            return parts
+        return [replace(part, start=start + part.start) if isinstance(part, Text) else part for part in parts]
 
 
 def merged(parts: Iterable[Part]) -> list[Part]:
@@ -100,4 +114,4 @@ def _joined(group: list[Part]) -> Part:
     if isinstance(first, CallStart):
         return first
     text = "".join(part.text for part in group if not isinstance(part, CallStart))
-    return CallArguments(first.call, text) if isinstance(first, CallArguments) else type(first)(text)
+    return replace(first, text=text)

@@ -59,12 +59,14 @@ class ReasoningReader:
         self._format = format
         self._starts_inside = starts_inside
         self._held = ""
+        self._num_read = 0
         self._has_reasoning = False
         self._step = self._before
 
     def push(self, text: str) -> list[Part]:
         parts: list[Part] = []
         self._held += text
+        self._num_read += len(text)
         step = None
         while self._held and step != self._step:
             step = self._step
@@ -117,7 +119,7 @@ class ReasoningReader:
 
     def _text(self) -> list[Part]:
         text, self._held = self._held, ""
-        return [Text(text)]
+        return [Text(text, self._num_read - len(text))]
 
 
 def _without_newlines(reasoning: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -27,6 +28,22 @@ from gateway.responses.types import (
 _PREFIXES: dict[type[Part], str] = {Reasoning: "rs", Text: "msg", CallStart: "fc"}
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A token's logprob, and which characters of the whole answer are its text; control tokens have none."""
+
+    start: int
+    end: int
+    logprob: ChatLogprob
+
+    def is_before(self, place: int) -> bool:
+        return self.end <= place and self.start < place
+
+    def is_in(self, start: int, end: int) -> bool:
+        """Also in part. Without text: if it stands beside or in it."""
+        return start <= self.start <= end if self.start == self.end else self.start < end and self.end > start
+
+
 @dataclass(slots=True)
 class _Open:
     """The item that still grows."""
@@ -35,11 +52,16 @@ class _Open:
     index: int
     start: Part  # what it began with tells its kind
     pieces: list[str] = field(default_factory=list)
+    num_chars: int = 0
     logprobs: list[ChatLogprob] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.num_chars += len(text)
 
     def continues(self, part: Part) -> bool:
         if isinstance(part, CallArguments):
@@ -67,14 +89,14 @@ class Output:
         self._unique = unique
         self._done: list[Item] = []
         self._open: _Open | None = None
-        self._logprobs: list[ChatLogprob] = []  # of tokens whose text has not come
+        self._entries: deque[Entry] = deque()  # of tokens whose text has not come
 
     def items(self) -> list[Item]:
         """As they are now."""
         return self._done if self._open is None else [*self._done, self._open.item("in_progress")]
 
-    def push(self, parts: list[Part], logprobs: list[ChatLogprob]) -> Iterator[Event]:
-        self._logprobs += logprobs
+    def push(self, parts: list[Part], entries: Iterable[Entry]) -> Iterator[Event]:
+        self._entries += entries
         for part in parts:
             if self._open is None or not self._open.continues(part):
                 yield from self._close("completed")
@@ -104,7 +126,7 @@ class Output:
         assert opened is not None
         if isinstance(part, CallStart):
             return
-        opened.pieces.append(part.text)
+        opened.add(part.text)
         if isinstance(part, CallArguments):
             kind = "response.function_call_arguments.delta"
             yield ArgumentsEvent(type=kind, item_id=opened.id, output_index=opened.index, delta=part.text)
@@ -115,7 +137,15 @@ class Output:
             yield _text_event("response.output_text.delta", opened, delta=part.text, logprobs=logprobs)
 
     def _take_logprobs(self, opened: _Open) -> list[ChatLogprob]:
-        taken, self._logprobs = self._logprobs, []
+        """Those of the message's tokens that are here now. What stands before it belongs to reasoning and calls."""
+        assert isinstance(opened.start, Text)
+        start = opened.start.start
+        end = start + opened.num_chars
+        entries, taken = self._entries, []
+        while entries and (entries[0].is_before(start) or entries[0].is_in(start, end)):
+            entry = entries.popleft()
+            if entry.is_in(start, end):
+                taken.append(entry.logprob)
         opened.logprobs += taken
         return taken
 

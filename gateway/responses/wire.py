@@ -10,8 +10,8 @@ import msgspec
 from gateway.answers.choice import Delta
 from gateway.answers.logprobs import chat_logprobs
 from gateway.errors import ApiError
-from gateway.openai import ChatLogprob, Usage, encode
-from gateway.responses.output import Output
+from gateway.openai import Usage, encode
+from gateway.responses.output import Entry, Output
 from gateway.responses.types import (
     ErrorEvent,
     Event,
@@ -103,5 +103,7 @@ class ResponsesWire:
         self._num_events += 1
         return b"event: %b\ndata: %b\n\n" % (event.type.encode(), encode(event))
 
-    def _logprobs_of(self, delta: Delta) -> list[ChatLogprob]:
-        return chat_logprobs(delta.marks or (), self.tokenizer).content if self.logprobs else []
+    def _logprobs_of(self, delta: Delta) -> list[Entry]:
+        marks = (delta.marks or ()) if self.logprobs else ()
+        told = chat_logprobs(marks, self.tokenizer).content
+        return [Entry(mark.offset, mark.end, logprob) for mark, logprob in zip(marks, told, strict=True)]

@@ -25,16 +25,23 @@ class End(Exception):
 
 
 class Cursor:
-    __slots__ = ("at", "text")
+    __slots__ = ("_num_fed", "at", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
+        self._num_fed = 0
+
+    @property
+    def place(self) -> int:
+        """How many characters are behind the cursor, of all that were fed."""
+        return self._num_fed - len(self.text) + self.at
 
     def feed(self, text: str) -> None:
         """The next piece. Readers ask for it when the one before is used up."""
         self.text = text
         self.at = 0
+        self._num_fed += len(text)
 
     def take(self, end: int) -> str:
         """The text up to `end`, which is behind the cursor then."""

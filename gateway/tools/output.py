@@ -14,19 +14,21 @@ class Output:
         self.num_calls = 0
         self._new_id = new_id
         self._parts: list[Part] = []
-        self._space: list[str] = []  # whitespace at the end of the text, left out if a call follows
+        self._space: list[Text] = []  # whitespace at the end of the text, left out if a call follows
         self._after_call = False
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, end: int) -> None:
+        """`end`: characters of what is read, up to the end of this text."""
         if self._after_call:
             text = text.lstrip(_SPACE)
             self._after_call = not text
         solid = text.rstrip(_SPACE)
+        start = end - len(text)
         if solid:
-            self._parts += [*map(Text, self._space), Text(solid)]
+            self._parts += [*self._space, Text(solid, start)]
             self._space.clear()
         if len(solid) < len(text):
-            self._space.append(text[len(solid) :])
+            self._space.append(Text(text[len(solid) :], start + len(solid)))
 
     def start(self, name: str) -> int:
         """Starts a call, and gives its number."""
@@ -40,7 +42,7 @@ class Output:
         self._parts.append(CallArguments(call, text))
 
     def end(self) -> None:
-        self._parts += map(Text, self._space)
+        self._parts += self._space
         self._space.clear()
 
     def take(self) -> list[Part]:

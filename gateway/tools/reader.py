@@ -51,6 +51,10 @@ class CallReader:
             self._output.end()
         return self._output.take()
 
+    def _text(self, text: str) -> None:
+        """What has just been taken is text."""
+        self._output.text(text, self._cursor.place)
+
     def _read(self) -> Reading[None]:
         syntax = self._syntax
         may_be_bare = True
@@ -58,7 +62,7 @@ class CallReader:
         while True:
             marker = (yield from self._marker_here(skipped)) if may_be_bare else None
             if marker is None:
-                marker = yield from self._text_until(syntax.begins, self._output.text)
+                marker = yield from self._text_until(syntax.begins, self._text)
             num_calls = self._output.num_calls
             is_whole = yield from self._body(marker)
             may_be_bare = self._output.num_calls > num_calls
@@ -69,10 +73,10 @@ class CallReader:
     def _marker_here(self, skipped: Sequence[str]) -> Reading[str | None]:
         """The begin marker of a call that begins right here, or None."""
         while True:
-            yield from self._cursor.run(SPACE, self._output.text)
+            yield from self._cursor.run(SPACE, self._text)
             if (yield from self._cursor.peek()) in self._syntax.bare:
                 return ""
-            at_end = _ignore if self._output.num_calls else self._output.text
+            at_end = _ignore if self._output.num_calls else self._text
             found = yield from self._cursor.literal((*self._syntax.begins, *skipped), at_end)
             if found not in skipped:
                 return found
@@ -87,10 +91,9 @@ class CallReader:
             if match:
                 emit(cursor.take(match.start()))
                 return cursor.take(match.end())
-            rest = cursor.take(len(cursor.text))
-            num_certain = len(rest) - _begun(markers, rest)
-            emit(rest[:num_certain])
-            held = rest[num_certain:]
+            num_held = _begun(markers, cursor.text[cursor.at :])
+            emit(cursor.take(len(cursor.text) - num_held))
+            held = cursor.take(len(cursor.text))
             try:
                 yield
             except End:
@@ -120,10 +123,10 @@ class CallReader:
                 yield
             except End:
                 if not output.num_calls:
-                    output.text("".join(raw))
+                    self._text("".join(raw))
                 raise
         if output.num_calls == num_calls:
-            output.text("".join(raw))
+            self._text("".join(raw))
         return is_whole
 
     def _skip_rest(self) -> Reading[None]:

@@ -114,6 +114,39 @@ async def test_logprobs_come_with_their_text() -> None:
     assert "".join(each["token"] for each in deltas) == "Hello"
 
 
+TOLD_LOGPROBS = ["message.output_text.logprobs"]
+SPREAD = {
+    "between calls": f"AB{CALL}CD\n{CALL}",
+    "after reasoning": "<think>abc</think>\n\nYes",
+    "reasoning, text, a call and text": f"<think>abc</think>One  {CALL}\n two<tool_call>no call</tool_call> \n",
+    "characters of several tokens": f"wör€ld{CALL}€",
+    "no message": f"<think>abc</think>{CALL}",
+}
+
+
+@pytest.mark.parametrize("answer", SPREAD.values(), ids=SPREAD)
+async def test_logprobs_are_of_their_own_messages(answer: str) -> None:
+    expected = await whole(in_pieces(answer, 1000), include=TOLD_LOGPROBS)
+    assert spelled(expected) == [text for text, _ in texts_of(expected)]
+    for size in (1, 2, 7):
+        events = await streamed(in_pieces(answer, size), include=TOLD_LOGPROBS)
+        assert events[-1]["response"]["output"] == expected["output"]
+        deltas: dict[int, list[Any]] = {}
+        for event in events:
+            if event["type"].endswith("output_text.delta"):
+                deltas.setdefault(event["output_index"], []).extend(event["logprobs"])
+        assert [each for each in deltas.values() if each] == [logprobs for _, logprobs in texts_of(expected)]
+
+
+def texts_of(response: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    contents = [item["content"][0] for item in response["output"] if item["type"] == "message"]
+    return [(content["text"], content["logprobs"]) for content in contents]
+
+
+def spelled(response: dict[str, Any]) -> list[str]:
+    return [bytes(byte for each in logprobs for byte in each["bytes"]).decode() for _, logprobs in texts_of(response)]
+
+
 async def test_a_complete_answer_without_text_has_an_empty_message() -> None:
     [message] = (await whole(in_pieces("", 1)))["output"]
     assert (message["type"], message["content"][0]["text"]) == ("message", "")
