@@ -26,6 +26,12 @@ from gateway.requests.parse import decode, invalid, unbuilt
 
 _SWITCHES = ("enable_thinking", "thinking")  # by which templates turn reasoning on and off
 _NESTED = {"tool_choice": ToolChoice, "thinking": Thinking, "output_config": OutputConfig}
+MISNAMED: Mapping[str, str] = {  # other APIs' fields, and what to use instead
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "response_format": "output_config.format",
+    **{f"guided_{kind}": f"structured_outputs.{kind}" for kind in ("json", "regex", "choice", "grammar")},
+}
 _CHOICES: Mapping[str, str] = {"auto": "auto", "any": "required", "none": "none"}
 _NAMES = (  # a chat's fields, and what they are called here
     (r"tools\[(\d+)\]\.function\.parameters", r"tools[\1].input_schema"),
@@ -33,7 +39,6 @@ _NAMES = (  # a chat's fields, and what they are called here
     (r"tool_choice\.function", "tool_choice"),
     (r"response_format\.json_schema", "output_config.format"),
     (r"response_format", "output_config.format"),
-    (r"stop(?![a-z_])", "stop_sequences"),
     (r"continue_final_message", "messages"),
 )
 
@@ -79,6 +84,7 @@ def translate(request: Conversation, fields: Mapping[str, Raw], model: ServedMod
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         continue_final_message=_continues(turns) or None,
         response_format=_response_format(request),
+        structured_outputs=request.structured_outputs,
         chat_template_kwargs=_template_variables(request, model, ignored) or None,
     )
     if isinstance(request, MessagesRequest):
@@ -93,7 +99,8 @@ def _refuse_unbuilt(request: Conversation) -> None:
 
 
 def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
-    """Not max_tokens: an answer may be shorter than that where the context ends."""
+    """Not max_tokens: an answer may be shorter than that where the context ends. Nor stop_sequences: there may be more
+    of them than in a chat."""
     if request.max_tokens < 1:
         message = f"max_tokens must be at least 1, but is {request.max_tokens}."
         raise invalid("max_tokens", message, "value_out_of_range")
@@ -101,7 +108,6 @@ def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
         message = f"temperature must be between 0 and 1, but is {request.temperature}."
         raise invalid("temperature", message, "value_out_of_range")
     chat.temperature, chat.top_p, chat.top_k = request.temperature, request.top_p, request.top_k
-    chat.stop = request.stop_sequences or None
     chat.stream = request.stream
 
 

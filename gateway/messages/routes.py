@@ -14,12 +14,12 @@ from starlette.responses import Response
 from gateway.errors import ApiError
 from gateway.http.body import read_body
 from gateway.http.exchange import exchange_of
-from gateway.messages.convert import Translated, translate
+from gateway.messages.convert import MISNAMED, Translated, translate
 from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
 from gateway.model.served import ServedModel
 from gateway.openai import encode
-from gateway.requests.convert import Job, check_model
+from gateway.requests.convert import Job, check_model, stop_strings
 from gateway.requests.explain import Parameters
 from gateway.requests.parse import Parsed, decode, ignored_header, invalid, parse
 from gateway.requests.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
@@ -28,6 +28,7 @@ from gateway.services import Services
 from gateway.wires.base import new_head
 
 T = TypeVar("T", bound=Conversation)
+MAX_STOPS = 16
 
 
 def prepare_messages(body: bytes, services: Services) -> Prepared:
@@ -35,13 +36,14 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     request = parsed.request
     check_model(request.model, services.model)
     check_sampling(request, services.settings)
+    stops = stop_strings(request.stop_sequences, "stop_sequences", MAX_STOPS)
     translated = _translated(request, fields, services.model, parsed.ignored)
     try:
         job, parameters = plan_chat(translated.request, parsed.ignored, services)
     except ApiError as error:
         raise translated.renamed(error) from None
     room = job.params[0].max_tokens
-    job, parameters = _cut(job, parameters, request.max_tokens)
+    job, parameters = _cut(*_stopped(job, parameters, stops), request.max_tokens)
     thinking = request.thinking
     head = new_head(services, "msg")
     wire = MessagesWire(
@@ -53,7 +55,7 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
 
 
 def _parsed(body: bytes, kind: type[T]) -> tuple[Parsed[T], dict[str, Raw]]:
-    return parse(body, kind), decode(body, dict[str, Raw])
+    return parse(body, kind, MISNAMED), decode(body, dict[str, Raw])
 
 
 def _translated(request: Conversation, fields: dict[str, Raw], model: ServedModel, ignored: list[str]) -> Translated:
@@ -61,6 +63,11 @@ def _translated(request: Conversation, fields: dict[str, Raw], model: ServedMode
         return translate(request, fields, model, ignored)
     except RecursionError:  # what could just be read is written again
         raise invalid(None, "The body is nested too deeply.", "invalid_json") from None
+
+
+def _stopped(job: Job, parameters: Parameters, stops: tuple[str, ...]) -> tuple[Job, Parameters]:
+    told: Parameters = {"stop": {"value": list(stops), "from": "request"}} if stops else {}
+    return replace(job, text=replace(job.text, stops=stops)), {**parameters, **told}
 
 
 def _cut(job: Job, parameters: Parameters, asked: int) -> tuple[Job, Parameters]:

@@ -47,6 +47,7 @@ class Conversation(Struct, kw_only=True):
     output_format: OutputFormat | None = None  # where the schema stood before there was output_config
     speed: Literal["standard", "fast"] | None = None
     mcp_servers: Any = None
+    structured_outputs: dict[str, Any] | None = None  # extension, as in a chat
 
 
 class MessagesRequest(Conversation, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.messages.routes import MAX_STOPS
 from gateway.requests import conversation, convert, structured
 from gateway.requests.chat_prompt import EFFORTS
 from gateway.responses.convert import ENCRYPTED, LOGPROBS
@@ -231,7 +232,7 @@ ANTHROPIC: Mapping[str, Schema] = {
         "How far sampling strays from the most likely token; 0: not at all.", minimum=0, maximum=1
     ),
     "stop_sequences": text(
-        f"Up to {convert.MAX_STOPS} strings, each of which ends the answer.", items=_STOP, maxItems=convert.MAX_STOPS
+        f"Up to {MAX_STOPS} strings, each of which ends the answer.", items=_STOP, maxItems=MAX_STOPS
     ),
     "system": text("What stands before the conversation.", **either(_TEXT, _ANTHROPIC_TEXTS, NULL)),
     "thinking": text("Whether the model reasons first, for templates that can be told."),

@@ -248,18 +248,18 @@ def _check_id(param: str, token: Any, vocab_size: int) -> None:
         raise invalid(param, message, "value_out_of_range")
 
 
-def stop_strings(stop: Any) -> tuple[str, ...]:
+def stop_strings(stop: Any, param: str = "stop", most: int = MAX_STOPS) -> tuple[str, ...]:
     if stop is None:
         return ()
     if isinstance(stop, str):
-        _check_stop("stop", stop)
+        _check_stop(param, stop)
         return (stop,)
     if not isinstance(stop, list):
-        raise invalid("stop", "Invalid value for stop: expected a string or an array of strings.", "invalid_type")
-    if len(stop) > MAX_STOPS:
-        raise invalid("stop", f"stop holds at most {MAX_STOPS} strings, but got {len(stop)}.", "value_out_of_range")
+        raise invalid(param, f"Invalid value for {param}: expected a string or an array of strings.", "invalid_type")
+    if len(stop) > most:
+        raise invalid(param, f"{param} holds at most {most} strings, but got {len(stop)}.", "value_out_of_range")
     for index, text in enumerate(stop):
-        _check_stop(f"stop[{index}]", text)
+        _check_stop(f"{param}[{index}]", text)
     return tuple(dict.fromkeys(stop))
 
 

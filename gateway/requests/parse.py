@@ -43,6 +43,15 @@ _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     CompletionRequest: {},
 }
 
+# Other APIs' fields whose silence would change much, each with what to use instead.
+_MISNAMED: Mapping[type[Any], Mapping[str, str]] = {
+    ChatRequest: {
+        "max_output_tokens": "max_completion_tokens",
+        "input": "messages",
+        "text": "response_format",
+    },
+}
+
 # Fields without effect here, each with the values that ask for nothing and so need no telling.
 _ASKS_FOR_NOTHING: Mapping[str, Acceptable] = {
     "store": _one_of(None, False),
@@ -62,7 +71,7 @@ def invalid(param: str | None, message: str, code: str | None = None) -> ApiErro
     return ApiError(400, message, param=param, code=code)
 
 
-def unbuilt(param: str, message: str) -> ApiError:
+def unbuilt(param: str | None, message: str) -> ApiError:
     """For what is known, and not built: to refuse it by name is better than to answer something else."""
     told = {"x-should-retry": "false"}  # or clients try again, as after every 5xx
     return ApiError(501, message, type="not_implemented_error", param=param, code="not_implemented", headers=told)
@@ -96,9 +105,11 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def parse(body: bytes, kind: type[T]) -> Parsed[T]:
-    """Fields without effect are listed; those of features that are known and not built are refused (501)."""
+def parse(body: bytes, kind: type[T], misnamed: Mapping[str, str] | None = None) -> Parsed[T]:
+    """Fields without effect are listed; those of features that are known and not built are refused (501), and so are
+    those of other APIs (400): `misnamed` has what to use instead."""
     fields = decode(body, dict[str, Raw])
+    _check_names(fields, misnamed or _MISNAMED.get(kind, {}))
     not_built = _NOT_BUILT.get(kind, {})
     for name in fields.keys() & not_built.keys():
         if not not_built[name](decode(fields[name], Any, name)):
@@ -107,6 +118,12 @@ def parse(body: bytes, kind: type[T]) -> Parsed[T]:
     ignored = [name for name in fields if name not in known and name not in not_built and _asks(name, fields[name])]
     ignored += _ignored_options(fields.get("stream_options")) + _ignored_words(fields.get("response_format"))
     return Parsed(decode(body, kind), ignored)
+
+
+def _check_names(fields: Mapping[str, Raw], misnamed: Mapping[str, str]) -> None:
+    for name in fields.keys() & misnamed.keys():
+        if bytes(fields[name]) != b"null":
+            raise invalid(name, f"{name} is not of this endpoint; use {misnamed[name]}.", "unsupported_parameter")
 
 
 def _asks(name: str, raw: Raw) -> bool:

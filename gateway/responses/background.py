@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 from gateway.answers.generation import Generation
@@ -33,19 +34,18 @@ class Background:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._running: dict[str, Running] = {}
-        self._num_starting = 0
+        self._num_of: Counter[str | None] = Counter()  # by key: started, and not ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, prepared: PreparedResponse, asker: Exchange) -> Response:
         """Returns when the engine has accepted it. Raises ApiError."""
-        most = self._services.settings.max_background
-        if len(self._running) + self._num_starting >= most:
-            raise faults.too_many_background(self._services, most)
-        self._num_starting += 1
+        self._check_room(asker.key)
+        self._num_of[asker.key] += 1
         try:
             running = await self._accepted(prepared, asker)
-        finally:
-            self._num_starting -= 1
+        except BaseException:
+            self._num_of[asker.key] -= 1
+            raise
         response = running.wire.queued()
         self._running[response.id] = running
         task = asyncio.create_task(self._run(response.id, running), name=response.id)
@@ -53,6 +53,14 @@ class Background:
         task.add_done_callback(self._tasks.discard)
         asker.running_on = RunningOn(running.exchange, task)
         return response
+
+    def _check_room(self, key: str | None) -> None:
+        """Half is the most for one key, so that none keeps all the others out."""
+        most = self._services.settings.max_background
+        most_of_key = most if key is None else max(1, most // 2)
+        for num_running, limit in ((self._num_of[key], most_of_key), (self._num_of.total(), most)):
+            if num_running >= limit:
+                raise faults.too_many_background(self._services, limit)
 
     async def _accepted(self, prepared: PreparedResponse, asker: Exchange) -> Running:
         exchange = Exchange(asker.request_id, asker.method, self._services.clock(), "background", 200, key=asker.key)
@@ -75,6 +83,7 @@ class Background:
             forced.cancel()
             running.generation.close()
             self._running.pop(response_id, None)
+            self._num_of[exchange.key] -= 1
             seconds = services.clock() - exchange.started
             exchange.outcome = exchange.outcome or "error"
             services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds)

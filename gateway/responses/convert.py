@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from msgspec import Raw
 
 from gateway.errors import ApiError
 from gateway.openai import ChatRequest, StreamOptions, encode
+from gateway.requests.conversation import MAX_TOOLS
 from gateway.requests.parse import decode, invalid, unbuilt
 from gateway.responses.turns import Sourced
-from gateway.responses.types import FunctionTool, ItemHead, ResponseRequest
+from gateway.responses.types import FunctionTool, ItemHead, Nested, ReasoningConfig, ResponseRequest, TextConfig
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"  # our reasoning is in the open, and may be sent back as it is
@@ -49,6 +50,13 @@ HOSTED_TOOLS = frozenset(
     }
 )
 _NOT_BUILT = ("conversation", "prompt", "context_management", "moderation", "access_programs")
+MISNAMED: Mapping[str, str] = {  # other APIs' fields, and what to use instead
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+    **{f"guided_{kind}": f"structured_outputs.{kind}" for kind in ("json", "regex", "choice", "grammar")},
+}
 _SHARED_WITH_CHAT = (
     *("model", "temperature", "top_p", "parallel_tool_calls", "stream", "stop", "seed", "presence_penalty"),
     *("frequency_penalty", "logit_bias", "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos"),
@@ -56,15 +64,18 @@ _SHARED_WITH_CHAT = (
 )
 _OF_TOOL = {"type", *FunctionTool.__struct_fields__}
 _MAX_METADATA, _MAX_METADATA_KEY, _MAX_METADATA_VALUE = 16, 64, 512
-_NAMES = (
-    ("max_completion_tokens", "max_output_tokens"),
-    ("response_format.json_schema", "text.format"),
-    ("response_format", "text.format"),
-    ("reasoning_effort", "reasoning.effort"),
-    ("tool_choice.function", "tool_choice"),
-    ("tool_choice.allowed_tools", "tool_choice"),
-    ("messages", "input"),
+_OF_FORMAT = {"type", "name", "schema", "strict"}
+_MAX_RENAMED = 64  # names without effect; fewer are told
+_NAMES = (  # a chat's fields, and what they are called here
+    (r"(tools\[\d+\])\.function", r"\1"),
+    (r"tool_choice\.allowed_tools\.(tools\[\d+\])\.function", r"tool_choice.\1"),
+    (r"tool_choice\.(function|allowed_tools)", "tool_choice"),
+    (r"response_format(\.json_schema)?", "text.format"),
+    (r"max_completion_tokens", "max_output_tokens"),
+    (r"reasoning_effort", "reasoning.effort"),
+    (r"messages", "input"),
 )
+_QUOTE_NOBODY = ("conflicting_parameters", "context_length_exceeded")  # errors that name more fields than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,7 @@ class Checked:
     logprobs: bool
 
 
-def check(request: ResponseRequest, ignored: list[str]) -> Checked:
+def check(request: ResponseRequest, nested: Nested, ignored: list[str]) -> Checked:
     for name in _NOT_BUILT:
         if getattr(request, name) is not None:
             raise unbuilt(name, f"{name} is not supported by this server.")
@@ -88,8 +99,20 @@ def check(request: ResponseRequest, ignored: list[str]) -> Checked:
         ignored.append("text.verbosity")
     if request.reasoning is not None and request.reasoning.summary is not None:
         ignored.append("reasoning.summary")
+    ignored += _unknown(nested)
     logprobs = _check_include(request.include or [], ignored) or bool(request.top_logprobs)
     return Checked(_function_tools(request.tools or [], ignored), logprobs)
+
+
+def _unknown(nested: Nested) -> Iterator[str]:
+    text, reasoning = nested.text or {}, nested.reasoning or {}
+    yield from _others("text", text, TextConfig.__struct_fields__)
+    yield from _others("text.format", text.get("format") or {}, _OF_FORMAT)
+    yield from _others("reasoning", reasoning, ReasoningConfig.__struct_fields__)
+
+
+def _others(where: str, given: Mapping[str, Any], known: Iterable[str]) -> Iterator[str]:
+    return (f"{where}.{name}" for name, value in given.items() if name not in known and value is not None)
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:
@@ -115,6 +138,8 @@ def _check_include(include: Sequence[str], ignored: list[str]) -> bool:
 
 
 def _function_tools(raws: Sequence[Raw], ignored: list[str]) -> list[FunctionTool]:
+    if len(raws) > MAX_TOOLS:
+        raise invalid("tools", f"tools holds at most {MAX_TOOLS} tools, but got {len(raws)}.", "value_out_of_range")
     tools = []
     for index, raw in enumerate(raws):
         where = f"tools[{index}]"
@@ -124,7 +149,7 @@ def _function_tools(raws: Sequence[Raw], ignored: list[str]) -> list[FunctionToo
         _check_tool_kind(kind, f"{where}.type")
         tools.append(decode(raw, FunctionTool, where))
         given = decode(raw, dict[str, Any], where)
-        ignored += [f"{where}.{name}" for name, value in given.items() if name not in _OF_TOOL and value is not None]
+        ignored += _others(where, given, _OF_TOOL)
     return tools
 
 
@@ -190,20 +215,33 @@ def _response_format(request: ResponseRequest) -> Any:
 # errors
 
 
-def renamed(text: str, turns: Sequence[Sourced]) -> str:
-    """The names of a chat's fields as this API has them."""
+def renamed(name: str, turns: Sequence[Sourced]) -> str:
+    """The path of a chat's field as this API has it."""
+    if message := re.match(r"messages\[(\d{1,9})\]", name):
+        index = int(message[1])
+        return turns[index].source if index < len(turns) else "input"
+    for pattern, own in _NAMES:
+        told, found = re.subn(rf"^{pattern}\b", own, name)
+        if found:
+            return told
+    return name
 
-    def source(match: re.Match[str]) -> str:
-        return turns[int(match[1])].source
 
-    text = re.sub(r"\bmessages\[(\d+)\](?:\.[\w.\[\]]*\w\]?)?", source, text)
-    text = re.sub(r"\b(tools\[\d+\])\.function\b", r"\1", text)
-    for chat_name, name in _NAMES:
-        text = re.sub(rf"\b{re.escape(chat_name)}\b", name, text)
-    return text
+def renamed_all(names: Sequence[str], turns: Sequence[Sourced]) -> list[str]:
+    return [*(renamed(name, turns) for name in names[:_MAX_RENAMED]), *names[_MAX_RENAMED:]]
 
 
 def renamed_error(error: ApiError, turns: Sequence[Sourced]) -> ApiError:
-    param = None if error.param is None else renamed(error.param, turns)
-    message = renamed(error.message, turns)
+    """In the message, which may quote the request, nothing is replaced but the error's own field."""
+    if error.param is None:
+        return error
+    param = renamed(error.param, turns)
+    message = _replaced(error.param, param, error.message)
+    if error.code in _QUOTE_NOBODY or error.param == "min_tokens":
+        for name in ("response_format", "max_completion_tokens", "messages"):
+            message = _replaced(name, renamed(name, turns), message)
     return ApiError(error.status, message, type=error.type, param=param, code=error.code, headers=error.headers)
+
+
+def _replaced(name: str, own: str, message: str) -> str:
+    return re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w)", lambda match: own, message)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.errors import ApiError
+from gateway.openai import encode
 from gateway.requests.parse import decode, invalid, unbuilt
 from gateway.responses.store import Store
 from gateway.responses.types import (
@@ -69,6 +70,14 @@ _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "f
 _HARMLESS = frozenset({"type", "status", "phase", "annotations", "logprobs", "created_by"})
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one input."""
+
+    max_items: int  # and as many parts of items
+    max_bytes: int  # of what references bring in
+
+
 @dataclass(slots=True)
 class ItemReader:
     """Of one request. `unique` makes the ids of items that have none; fields without effect are added to `ignored`."""
@@ -77,13 +86,19 @@ class ItemReader:
     owner: str | None
     unique: str
     ignored: list[str]
+    bounds: Bounds
     _found: dict[str, Item] = field(default_factory=dict)  # by the id of a reference
+    _num_parts: int = 0
+    _num_bytes: int = 0
 
     def read(self, given: str | Sequence[Raw] | None) -> list[Item]:
         if given is None:
             raise invalid("input", "Missing required field: input.", "missing_required_parameter")
         if isinstance(given, str):
             return [Message(self._new_id("message", 0), "user", [InputText(given)])]
+        if len(given) > self.bounds.max_items:
+            message = f"input has {len(given)} items; this server takes at most {self.bounds.max_items}."
+            raise invalid("input", message, "request_too_long")
         return [self._item(raw, index) for index, raw in enumerate(given)]
 
     def _item(self, raw: Raw, index: int) -> Item:
@@ -111,7 +126,9 @@ class ItemReader:
         if isinstance(message.content, str):
             content = [OutputText(message.content) if by_assistant else InputText(message.content)]
         else:
-            content = [self._part(part, by_assistant, path) for part, path in _parts(message.content, where)]
+            content = [
+                self._part(part, by_assistant, path) for part, path in self._parts(message.content, f"{where}.content")
+            ]
         if not content:
             raise invalid(f"{where}.content", f"{where}.content must not be empty.", "value_out_of_range")
         return Message(message.id or self._new_id("message", index), message.role, content)
@@ -127,7 +144,7 @@ class ItemReader:
         return OutputText(text) if by_assistant else InputText(text)
 
     def _input_texts(self, raws: Sequence[Raw], where: str) -> list[InputText]:
-        parts = [self._part(part, False, path) for part, path in _parts(raws, where, "output")]
+        parts = [self._part(part, False, path) for part, path in self._parts(raws, f"{where}.output")]
         return [part for part in parts if isinstance(part, InputText)]
 
     def _referenced(self, item_id: str, where: str) -> Item:
@@ -138,7 +155,19 @@ class ItemReader:
         if item_id not in self._found:
             message = f"{where}.id: there is no stored item '{item_id[:100]}'."
             raise ApiError(404, message, param=f"{where}.id", code="item_not_found")
-        return self._found[item_id]
+        item = self._found[item_id]
+        self._num_bytes += len(encode(item))
+        if self._num_bytes > self.bounds.max_bytes:
+            message = f"What input refers to has more than {self.bounds.max_bytes} bytes in all."
+            raise invalid("input", message, "request_too_long")
+        return item
+
+    def _parts(self, raws: Sequence[Raw], where: str) -> Iterator[tuple[Raw, str]]:
+        self._num_parts += len(raws)
+        if self._num_parts > self.bounds.max_items:
+            message = f"The items of input have more than {self.bounds.max_items} parts in all."
+            raise invalid("input", message, "request_too_long")
+        return ((raw, f"{where}[{index}]") for index, raw in enumerate(raws))
 
     def _decode(self, raw: Raw, kind: type[T], where: str) -> T:
         known = {each.encode_name for each in msgspec.structs.fields(kind)} | _HARMLESS  # type: ignore[arg-type]
@@ -158,11 +187,6 @@ def _kind(head: ItemHead, where: str) -> str:
         message = f"{where}.type must be one of {', '.join(_KINDS)}; '{kind[:40]}' is not supported."
         raise invalid(f"{where}.type", message, "invalid_value")
     return kind
-
-
-def _parts(raws: Sequence[Raw], where: str, name: str = "content") -> Iterator[tuple[Raw, str]]:
-    for index, raw in enumerate(raws):
-        yield raw, f"{where}.{name}[{index}]"
 
 
 def _required(value: str | None, where: str) -> str:

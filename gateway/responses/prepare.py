@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from gateway.errors import ApiError
 from gateway.requests.convert import Job
 from gateway.requests.explain import Parameters
-from gateway.requests.parse import invalid, parse
+from gateway.requests.parse import decode, invalid, parse
 from gateway.requests.prepare import Prepared, cost, plan_chat
 from gateway.responses import convert
 from gateway.responses.convert import Checked
-from gateway.responses.items import ItemReader, check_call_outputs
+from gateway.responses.items import Bounds, ItemReader, check_call_outputs
 from gateway.responses.output import Output
 from gateway.responses.store import Record, Store, new_record
 from gateway.responses.truncation import plan_truncated
 from gateway.responses.turns import Sourced, messages
-from gateway.responses.types import Item, ReasoningShape, Response, ResponseRequest, TextShape
+from gateway.responses.types import Item, Nested, ReasoningShape, Response, ResponseRequest, TextShape
 from gateway.responses.wire import ResponsesWire
 from gateway.services import Services
 
+_MAX_ITEMS = 10_000
 _GOES_BACK = (b'"previous_response_id"', b'"item_reference"', b'"id"')
 
 
@@ -82,16 +83,22 @@ def _check_unstored(request: ResponseRequest, ignored: list[str]) -> None:
 
 
 def plan_response(body: bytes, services: Services, store: Store, owner: str | None) -> Planned:
-    parsed = parse(body, ResponseRequest)
+    parsed = parse(body, ResponseRequest, convert.MISNAMED)
     request, ignored = parsed.request, parsed.ignored
-    checked = convert.check(request, ignored)
+    checked = convert.check(request, decode(body, Nested), ignored)
     unique = f"{services.random_bits(96):024x}"
     history = _history(request.previous_response_id, store, owner)
-    items = ItemReader(store, owner, unique, ignored).read(request.input)
+    items = ItemReader(store, owner, unique, ignored, _bounds(services)).read(request.input)
     check_call_outputs(history, items)
     turns = _turns(request, history, items)
     job, parameters = _plan(request, checked, turns, ignored, services)
     return Planned(request, checked, ignored, unique, items, job, parameters)
+
+
+def _bounds(services: Services) -> Bounds:
+    """Several items may make one message, whose number is checked later."""
+    settings = services.settings
+    return Bounds(max(_MAX_ITEMS, settings.max_messages), settings.max_body_bytes)
 
 
 def _turns(request: ResponseRequest, history: Sequence[Item], items: Sequence[Item]) -> list[Sourced]:
@@ -114,7 +121,7 @@ def _plan(
             planned = plan_chat(convert.chat_request(request, checked, kept), without_effect, services)
         except ApiError as error:
             raise convert.renamed_error(error, kept) from None
-        told.update(dict.fromkeys(convert.renamed(name, kept) for name in without_effect))
+        told.update(dict.fromkeys(convert.renamed_all(without_effect, kept)))
         return planned
 
     planned = plan_truncated(plan, turns) if request.truncation == "auto" else plan(turns)

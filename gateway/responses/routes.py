@@ -15,7 +15,7 @@ from gateway.http.exchange import exchange_of
 from gateway.http.routes import Call, Endpoint, answer_headers, check_open, json_response
 from gateway.openai import encode
 from gateway.requests import prepare
-from gateway.requests.parse import invalid, unbuilt
+from gateway.requests.parse import ignored_header, invalid, unbuilt
 from gateway.requests.prepare import Workers
 from gateway.responses.background import Background
 from gateway.responses.prepare import plan_response, prepare_response, response_cost
@@ -84,13 +84,13 @@ class Responses:
         body = await read_body(request.scope, request.receive, services.settings)
         work = partial(plan_response, body, services, self._store, exchange.key)
         planned = await self._workers.run(response_cost(body), work)
-        return json_response(encode(InputTokens(len(planned.job.prompts[0]))))
+        prepare.check_strict(planned.ignored, services.settings)
+        headers = {"x-headrace-ignored": ignored_header(planned.ignored)} if planned.ignored else {}
+        return json_response(encode(InputTokens(len(planned.job.prompts[0]))), headers)
 
     async def compact(self, request: Request) -> HttpResponse:
         exchange_of(request.scope).endpoint = "responses"
-        raise ApiError(
-            501, "Compaction is not supported by this server.", type="not_implemented_error", code="not_implemented"
-        )
+        raise unbuilt(None, "Compaction is not supported by this server.")
 
     def _record(self, request: Request) -> Record:
         exchange = exchange_of(request.scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import msgspec
 from gateway.openai import encode
 from gateway.responses.types import Item, Response
 
+_log = logging.getLogger("headrace.responses")
 _OVERHEAD_BYTES = 512  # what an entry takes beside its bytes
 _decode_response = msgspec.json.Decoder(Response).decode
 _decode_items = msgspec.json.Decoder(list[Item]).decode
@@ -81,6 +83,9 @@ class Store:
         """In place of the one with its id. One that is larger than the whole store is not kept."""
         with self._lock:
             self._remove(record.id)
+            if record.num_bytes > self._max_bytes:
+                _log.warning("%s is not kept: %d bytes of %d", record.id, record.num_bytes, self._max_bytes)
+                return
             self._records[record.id] = record
             self._num_bytes += record.num_bytes
             self._of_item.update(dict.fromkeys(record.item_keys, record.id))

@@ -70,6 +70,13 @@ class ResponseRequest(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class Nested(Struct, kw_only=True):
+    """What a request holds objects in, as it came: for names that nobody knows."""
+
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+
+
 class ItemHead(Struct, kw_only=True):
     """What tells which kind an item of the input is."""
 

@@ -18,7 +18,7 @@ from anthropic.types import (
 )
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
-from tests.fixtures.fakes import MODEL, client_of, toy_services
+from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_services
 
 TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
 CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
@@ -214,3 +214,39 @@ async def test_a_bad_request_names_its_field(change: dict[str, Any], status: int
     got, message, _ = await answer_to({**BODY, **change})
     assert got == status
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("max_completion_tokens", 5, "max_tokens"),
+        ("max_output_tokens", 5, "max_tokens"),
+        ("response_format", {"type": "json_object"}, "output_config.format"),
+        ("guided_json", {}, "structured_outputs.json"),
+        ("guided_regex", "a", "structured_outputs.regex"),
+    ],
+)
+async def test_fields_of_other_apis_are_refused_with_what_to_use(name: str, value: Any, instead: str) -> None:
+    status, message, _ = await answer_to({**BODY, name: value})
+    assert (status, message.endswith(f"{name} is not of this endpoint; use {instead}.")) == (400, True), message
+
+
+async def test_structured_outputs_are_those_of_a_chat() -> None:
+    engine = FakeEngine()
+    async with client_of(toy_services(engine)) as client:
+        answer = await client.post("/v1/messages", json={**BODY, "structured_outputs": {"regex": "a+"}})
+    assert (answer.status_code, "x-headrace-ignored" in answer.headers) == (200, False)
+    assert engine.submitted[0].params.grammar
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    both = {**BODY, "structured_outputs": {"regex": "a+"}, "output_config": form}
+    status, message, _ = await answer_to(both)
+    assert (status, "structured_outputs.regex" in message) == (400, True)
+
+
+async def test_sixteen_stop_sequences_and_no_more() -> None:
+    stops = [f"stop {number}" for number in range(15)] + ["l"]
+    async with client_of(toy_services()) as client:
+        answer = await client.post("/v1/messages", json={**BODY, "stop_sequences": stops})
+    assert (answer.json()["stop_reason"], answer.json()["stop_sequence"]) == ("stop_sequence", "l")
+    status, message, _ = await answer_to({**BODY, "stop_sequences": [*stops, "m"]})
+    assert (status, "stop_sequences holds at most 16 strings" in message) == (400, True)

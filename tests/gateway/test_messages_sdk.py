@@ -215,7 +215,7 @@ def refusing(error: Exception) -> FakeEngine:
         ),
         (FakeEngine, {"max_tokens": 0}, anthropic.BadRequestError, "invalid_request_error", "max_tokens"),
         (FakeEngine, {"model": "other"}, anthropic.NotFoundError, "not_found_error", "'other'"),
-        (FakeEngine, {"stop_sequences": ["x"] * 5}, anthropic.BadRequestError, "invalid_request_error", "stop_seq"),
+        (FakeEngine, {"stop_sequences": ["x"] * 17}, anthropic.BadRequestError, "invalid_request_error", "stop_seq"),
         (
             lambda: FakeEngine(ready=toy_ready(max_model_len=4)),
             {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from gateway.http.app import create_app
+from gateway.http.keys import Keys
 from gateway.http.ratelimit import RateLimits
 from gateway.services import Services
 from scheduler.types import Rejected
@@ -136,6 +138,21 @@ async def test_so_many_run_and_no_more() -> None:
     await got(app, first["id"], "POST", "/cancel")
     await until(app, first["id"], lambda found: services.drain.open_requests < 2)
     assert (await started(app))["status"] == "queued"
+
+
+async def test_one_key_does_not_keep_the_others_out(tmp_path: Path) -> None:
+    engine = waiting()
+    file = tmp_path / "keys.txt"
+    file.write_text("key-of-two\n")
+    keys = Keys("key-of-one", file, Clock())
+    app = create_app(replace(services_of(engine, max_background=2), keys=keys))
+
+    async def status_for(key: str) -> int:
+        asking = post(app, "/v1/responses", BODY, authorization=f"Bearer {key}")
+        await asking.end()
+        return asking.status
+
+    assert [await status_for(key) for key in ("key-of-one", "key-of-one", "key-of-two")] == [200, 429, 200]
 
 
 async def test_it_may_not_be_gone_on_from_before_it_has_ended() -> None:

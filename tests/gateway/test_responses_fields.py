@@ -149,7 +149,7 @@ ERRORS: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"input": MANY}, 400, "input", "request_too_long"),
     ({"input": "x" * 5000}, 400, "input", "context_length_exceeded"),
     ({"input": "hi", "max_output_tokens": 0}, 400, "max_output_tokens", "value_out_of_range"),
-    ({"max_output_tokens": 5000}, 400, "input", "context_length_exceeded"),
+    ({"max_output_tokens": 5000}, 400, "max_output_tokens", "context_length_exceeded"),
     ({"temperature": 3}, 400, "temperature", "value_out_of_range"),
     ({"top_logprobs": 21}, 400, "top_logprobs", "value_out_of_range"),
     ({"model": "other"}, 404, "model", "model_not_found"),
@@ -183,6 +183,14 @@ ERRORS: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"text": {"format": {"type": "json_schema", "schema": {}}}}, 400, "text.format.name", None),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, 400, "text.format.schema", None),
     ({"reasoning": {"effort": "immense"}}, 400, "reasoning.effort", "invalid_value"),
+    ({"tools": [WEATHER] * 129}, 400, "tools", "value_out_of_range"),
+    ({"input": [{"role": "user", "content": [{"type": "text", "text": ""}] * 10_001}]}, 400, "input", None),
+    (
+        {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
+        400,
+        "structured_outputs.regex",
+        "conflicting_parameters",
+    ),
 ]
 
 
@@ -214,6 +222,65 @@ async def test_fields_without_effect_inside_others_are_told() -> None:
         *("text.verbosity", "include[0]", "tools[0].defer_loading"),
         *("input[0].strange", "input[0].content[0].odd"),
     }
+
+
+async def test_names_that_nobody_knows_in_text_and_reasoning_are_told() -> None:
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "description": "d", "odd": 1}
+    answer = await asked(text={"format": form, "tone": "kind"}, reasoning={"context": "auto"})
+    told = set(answer.headers["x-headrace-ignored"].split(", "))
+    assert told == {"text.tone", "text.format.description", "text.format.odd", "reasoning.context"}
+
+
+ELSEWHERE = {
+    "max_tokens": (5, "max_output_tokens"),
+    "max_completion_tokens": (5, "max_output_tokens"),
+    "messages": ([{"role": "user", "content": "hi"}], "input"),
+    "response_format": ({"type": "json_object"}, "text.format"),
+    "guided_json": ({}, "structured_outputs.json"),
+    "guided_regex": ("a", "structured_outputs.regex"),
+    "guided_choice": (["a"], "structured_outputs.choice"),
+    "guided_grammar": ("a", "structured_outputs.grammar"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+async def test_fields_of_other_apis_are_refused_with_what_to_use(name: str) -> None:
+    value, instead = ELSEWHERE[name]
+    answer = await asked(**{name: value})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert error["message"].endswith(f"use {instead}.")
+    assert (await asked(**{name: None})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "quoted"),
+    [
+        ({"model": "messages[99]"}, "messages[99]"),
+        ({"model": "response_format and messages"}, "response_format and messages"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "messages[7]"}}, "messages[7]"),
+    ],
+)
+async def test_what_an_error_quotes_stays_as_it_was(fields: dict[str, Any], quoted: str) -> None:
+    answer = await asked(**fields)
+    assert answer.status_code in (400, 404)
+    assert f"'{quoted}'" in answer.json()["error"]["message"]
+
+
+async def test_names_without_effect_are_not_taken_for_paths() -> None:
+    answer = await asked(chat_template_kwargs={"messages[99]": 1, **{f"k{number}": 1 for number in range(100)}})
+    assert answer.status_code == 200
+    assert "messages[99]" in answer.headers["x-headrace-ignored"]
+
+
+async def test_counting_tokens_tells_and_refuses_as_answering_does() -> None:
+    body = {**HELLO, "user": "u"}
+    async with raw(services_of()) as client:
+        counted = await client.post("/v1/responses/input_tokens", json=body)
+    assert (counted.status_code, counted.headers["x-headrace-ignored"]) == (200, "user")
+    async with raw(services_of(strict=True)) as client:
+        refused = await client.post("/v1/responses/input_tokens", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "user")
 
 
 async def test_forced_and_allowed_tools() -> None:

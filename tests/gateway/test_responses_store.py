@@ -62,7 +62,10 @@ def test_bytes_are_bounded_too() -> None:
         store.put(record(name, text="x" * 1000))
     assert kept(store, *"abcd") == ["b", "c", "d"]
     store.put(record("e", text="x" * 10_000))
-    assert (len(store), store.num_bytes) == (0, 0)
+    assert kept(store, *"abcde") == ["b", "c", "d"]
+    store.put(record("c", text="x" * 10_000))
+    assert kept(store, *"abcde") == ["b", "d"]
+    assert store.num_bytes == 2 * size
 
 
 def test_a_record_takes_the_place_of_the_one_before() -> None:
@@ -150,4 +153,16 @@ async def test_what_is_not_built_is_named() -> None:
     async with raw(services_of()) as client:
         made = (await asked(client)).json()["id"]
         assert (await client.get(f"/v1/responses/{made}?stream=true")).status_code == 501
-        assert (await client.post("/v1/responses/compact", json={})).status_code == 501
+        refused = await client.post("/v1/responses/compact", json={})
+        assert (refused.status_code, refused.headers["x-should-retry"]) == (501, "false")
+
+
+async def test_references_bring_in_no_more_than_a_body_could() -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "content": [{"type": "reasoning_text", "text": "x" * 1000}]}
+    async with raw(services_of(max_body_bytes=8000)) as client:
+        assert (await asked(client, input=[thought, {"role": "user", "content": "hi"}])).status_code == 200
+        few = await asked(client, input=[{"id": "rs_1"}] * 5 + [{"role": "user", "content": "hi"}], store=False)
+        many = await asked(client, input=[{"id": "rs_1"}] * 10)
+    assert few.status_code == 200
+    assert (many.status_code, many.json()["error"]["code"]) == (400, "request_too_long")
+    assert many.json()["error"]["param"] == "input"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.responses.convert import renamed
+from gateway.errors import ApiError
+from gateway.responses.convert import renamed, renamed_error
 from gateway.responses.turns import Sourced, messages
 from gateway.responses.types import (
     FunctionCall,
@@ -85,10 +86,20 @@ def test_a_message_comes_from_where_its_first_item_does() -> None:
         ("tool_choice.function.name", "tool_choice.name"),
         ("tool_choice.allowed_tools.tools[1].function.name", "tool_choice.tools[1].name"),
         ("response_format.json_schema.schema.type", "text.format.schema.type"),
-        ("7 in the messages and 3 in max_completion_tokens.", "7 in the input and 3 in max_output_tokens."),
-        ("'get_messages' is fine.", "'get_messages' is fine."),
+        ("messages[9].content", "input"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("chat_template_kwargs.messages[0]", "chat_template_kwargs.messages[0]"),
     ],
 )
 def test_fields_are_named_as_in_this_api(text: str, expected: str) -> None:
     turns = [Sourced({"role": "system"}, "instructions"), Sourced({"role": "user"}, "input[4]")]
     assert renamed(text, turns) == expected
+
+
+def test_in_a_message_the_fields_own_name_is_replaced_and_nothing_else() -> None:
+    turns = [Sourced({"role": "user"}, "input")]
+    told = ApiError(400, "messages[0].role is 'messages[0]x' of messages[0].role.", param="messages[0].role")
+    assert renamed_error(told, turns).message == "input is 'messages[0]x' of input."
+    counts = "7 in the messages and 3 in max_completion_tokens."
+    told = ApiError(400, counts, param="messages", code="context_length_exceeded")
+    assert renamed_error(told, turns).message == "7 in the input and 3 in max_output_tokens."

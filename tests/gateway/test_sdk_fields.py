@@ -268,3 +268,19 @@ ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools
 async def test_every_choice_of_tools_is_honoured(choice: Any) -> None:
     base = {"model": MODEL, "messages": HI, "tools": [TOOL]}
     assert (await outcome_of(CHAT, {**base, "tool_choice": choice})).effect != (await outcome_of(CHAT, base)).effect
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("max_output_tokens", 5, "max_completion_tokens"),
+        ("input", "hi", "messages"),
+        ("text", {"format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+async def test_fields_of_the_responses_api_are_refused_in_a_chat(name: str, value: Any, instead: str) -> None:
+    async with client_of(toy_services()) as client:
+        answer = await client.post(CHAT, json={"model": MODEL, "messages": HI, name: value})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert error["message"].endswith(f"use {instead}.")
