@@ -79,6 +79,6 @@ def judge(result: StepResult, rows: Sequence[Row]) -> StepResult:
     failed = [index for index, matcher in stopped if matcher.is_error()]
     for index, matcher in stopped:
         if index in failed:
-            log.warning("a sequence ends with an error, its grammar cannot be followed: %s", matcher.get_error())
+            log.warning("a sequence ends, its grammar cannot be followed: %s", matcher.get_error())
     complete = [index for index, _ in stopped if index not in failed]
     return msgspec.structs.replace(result, complete=complete, failed=failed) if stopped else result

@@ -307,7 +307,7 @@ class Scheduler:
                 if seq.phase is Phase.FINISHED:
                     continue
                 if index in result.failed:
-                    events.append(self._finish(seq, "error"))
+                    events.append(self._finish(seq, "grammar"))
                 else:
                     events.append(self._append(seq, result, index, now))
         return events

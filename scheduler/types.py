@@ -37,9 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
         return self.prompt_logprobs is not None or self.embed
 
 
-FinishReason = Literal["stop", "length", "error", "expired"]
-"""stop: a stop id, or the end of its grammar. length: max_tokens, context or cache are full. error: its step failed, or
-its grammar cannot be followed. expired: queued too long."""
+FinishReason = Literal["stop", "length", "error", "grammar", "expired"]
+"""stop: a stop id, or the end of its grammar. length: max_tokens, context or cache are full. error: its step failed.
+grammar: its grammar cannot be followed further. expired: queued too long."""
 
 
 class Phase(StrEnum):

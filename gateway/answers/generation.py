@@ -146,6 +146,8 @@ class Generation:
             self._live.discard(output.seq_id)
         if output.finish == "error":
             return self.stop("failed", faults.generation_failed())
+        if output.finish == "grammar":
+            return self.stop("failed", faults.grammar_failed())
         if output.finish == "expired":
             return self.stop("failed", faults.expired(self._services.settings.max_wait_s))
         used_before = run.choice.num_tokens

@@ -91,6 +91,12 @@ def generation_failed() -> ApiError:
     return ApiError(500, message, type="server_error", code="generation_failed")
 
 
+def grammar_failed() -> ApiError:
+    """Sent again, the request would most likely fail again."""
+    message = "The form of the answer became too complex to follow while it was generated. Ask for a simpler one."
+    return ApiError(400, message, code="invalid_grammar")
+
+
 def internal(request_id: str) -> ApiError:
     message = f"The server failed to answer this request. Please report its id: {request_id}."
     return ApiError(500, message, type="server_error", code="internal_error")

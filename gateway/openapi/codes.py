@@ -31,7 +31,7 @@ CODES: Mapping[str, str] = {
     "generation_failed": "The engine failed while it computed the answer.",
     "internal_error": "A failure that nobody foresaw.",
     "invalid_api_key": "A key is missing or wrong.",
-    "invalid_grammar": "A grammar or a regular expression cannot be compiled.",
+    "invalid_grammar": "A grammar or a regular expression cannot be compiled, or is too complex to follow.",
     "invalid_json": "The body is not JSON in UTF-8, or is nested too deeply.",
     "invalid_json_schema": "A schema cannot be compiled; param names the part at fault.",
     "invalid_type": "A field has the wrong type.",

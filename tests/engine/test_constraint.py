@@ -212,7 +212,7 @@ def test_a_matcher_that_breaks_ends_its_own_row(
     assert astray.is_error()
     asked.harness.runner.matchers.assign(broken.id, astray)
     asked.run()
-    assert (broken.finish, broken.num_generated) == ("error", 0)
+    assert (broken.finish, broken.num_generated) == ("grammar", 0)
     assert (sound.finish, plain.finish) == ("stop", "length")
     check_json(asked.answer(sound))
     assert "cannot be followed" in caplog.text

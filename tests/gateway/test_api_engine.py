@@ -110,7 +110,8 @@ async def test_one_refused_prompt_ends_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "status", "code"), [("error", 500, "generation_failed"), ("expired", 504, "queue_timeout")]
+    ("finish", "status", "code"),
+    [("error", 500, "generation_failed"), ("grammar", 400, "invalid_grammar"), ("expired", 504, "queue_timeout")],
 )
 async def test_an_answer_that_failed_in_the_engine(finish: Any, status: int, code: str) -> None:
     engine = FakeEngine(lambda submit, choice: Script([], finish) if choice else Script.of("x" * 50))

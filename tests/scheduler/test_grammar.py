@@ -49,8 +49,8 @@ def test_a_grammar_that_cannot_be_followed_ends_its_row_alone(
     world = sim()
     for _ in range(3):
         world.submit(ask(4, 9))
-    assert step(world, failed=[2]) == [(0, 1, None), (1, 1, None), (2, 0, "error")]
-    assert step(world, failed=[0]) == [(0, 0, "error"), (1, 1, None)]
+    assert step(world, failed=[2]) == [(0, 1, None), (1, 1, None), (2, 0, "grammar")]
+    assert step(world, failed=[0]) == [(0, 0, "grammar"), (1, 1, None)]
     assert world.scheduler.stats().failed_steps == 0
     world.scheduler.check()
 
