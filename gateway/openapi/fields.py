@@ -209,7 +209,11 @@ COMPLETIONS: Mapping[str, Schema] = {
     "add_special_tokens": text("false: no token is put before the prompt.", default=True),
 }
 
+_ANY_MODEL = text("The model that is served, or nothing.", **either(ref("ModelName"), NULL))
+
 TOKENS: Mapping[str, Schema] = {
+    "TokenizeRequest.model": _ANY_MODEL,
+    "DetokenizeRequest.model": _ANY_MODEL,
     "TokenizeRequest.prompt": text("A text; either this or messages."),
     "TokenizeRequest.messages": text("A conversation; either this or prompt.", items=ref("Message"), minItems=1),
     "DetokenizeRequest.tokens": text("Token ids.", items=ref("TokenId")),
