@@ -159,7 +159,7 @@ ERRORS: list[tuple[dict[str, Any], int, str | None, str | None]] = [
     ({"background": True, "store": False}, 400, "background", "conflicting_parameters"),
     ({"background": True, "stream": True}, 501, "stream", "not_implemented"),
     ({"stream_options": {}}, 400, "stream_options", None),
-    ({"truncation": "some"}, 400, "truncation", "invalid_type"),
+    ({"truncation": "some"}, 400, "truncation", "invalid_value"),
     ({"tools": [{"type": "web_search"}]}, 501, "tools[0].type", "not_implemented"),
     ({"tools": [{"type": "teapot"}]}, 400, "tools[0].type", "invalid_value"),
     ({"tools": [{"name": "f"}]}, 400, "tools[0].type", "missing_required_parameter"),
