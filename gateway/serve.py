@@ -190,6 +190,8 @@ def http_settings(config: Config) -> HttpSettings:
         allow_origins=(config.cors_origin,) if config.cors_origin else (),
         metrics_auth=config.metrics_auth,
         rate_limits=RateLimits(config.limit_rpm, config.limit_tpm, config.limit_concurrency),
+        max_queued=max(1, config.max_waiting // 2),
+        max_queued_tokens=max(1, config.max_waiting_tokens // 2),
         max_messages=config.max_messages,
         max_message_chars=config.max_message_chars or None,
         max_total_chars=config.max_total_chars or None,

@@ -36,6 +36,8 @@ class HttpSettings:
     strict: bool = False  # fields without effect are refused instead of told
     max_choices: int = 128  # n
     max_sequences: int = 256  # prompts times n
+    max_queued: int = 512  # sequences of one request that the engine is given at a time, and their prompts' tokens:
+    max_queued_tokens: int = 1 << 19  # a part of what its queue holds, for that may have room left for others
     tokenize_threads: int = 2
     inline_chars: int = 512  # texts up to this length are tokenised on the event loop
     retry_after_s: float = 1.0  # stated where nobody has a better estimate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.answers.choice import Choice, ChoiceSpec
@@ -48,6 +49,8 @@ class Generation:
         self._failed = False
         self._outputs_seen = 0
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._feeder: asyncio.Task[None] | None = None  # submits the prompts that did not fit at once
+        self._freed = asyncio.Event()  # a sequence has ended since the feeder last looked
         exchange.prompt_tokens = sum(map(len, job.prompts))
 
     def _new_run(self, index: int) -> Run:
@@ -77,19 +80,62 @@ class Generation:
     # submission
 
     async def start(self) -> None:
-        """Returns when the engine has accepted every sequence. Raises ApiError, and then none of them runs."""
+        """Returns when the engine has accepted every sequence, or as many as it may be given at a time; the others
+        follow as those end. Raises ApiError, and then none of them runs."""
         self._watch_stall()
+        num_first = self._num_first()
         try:
-            await self._accepted()
+            await self._accepted(range(num_first))
         except ApiError:
             self._abort(set(self._live), "failed")
             raise
+        if num_first < len(self._job.prompts) and not self._failed:
+            self._feeder = asyncio.create_task(self._feed(num_first))
 
-    async def _accepted(self) -> None:
+    def _num_first(self) -> int:
+        """Of the prompts, how many fit at once; one always does."""
+        settings, num_tokens = self._services.settings, 0
+        for prompt, ids in enumerate(self._job.prompts):
+            num_tokens += len(ids) * self._job.n
+            is_over = num_tokens > settings.max_queued_tokens or (prompt + 1) * self._job.n > settings.max_queued
+            if is_over and prompt > 0:
+                return prompt
+        return len(self._job.prompts)
+
+    async def _feed(self, first: int) -> None:
+        try:
+            for prompt in range(first, len(self._job.prompts)):
+                await self._follow_up(prompt)
+        except ApiError as error:
+            self.stop("failed", error)
+
+    async def _follow_up(self, prompt: int) -> None:
+        """Where others have filled the queue meanwhile, as long as something of this request still runs: once more."""
+        while True:
+            await self._room_for(prompt)
+            try:
+                return await self._accepted([prompt])
+            except ApiError as error:
+                if error.code != "queue_full" or not self._live:
+                    raise
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def _room_for(self, prompt: int) -> None:
+        job, settings = self._job, self._services.settings
+        while self._live:
+            num_tokens = sum(len(job.prompts[run.prompt]) for id, run in self._runs.items() if id in self._live)
+            fits = num_tokens + len(job.prompts[prompt]) * job.n <= settings.max_queued_tokens
+            if fits and len(self._live) + job.n <= settings.max_queued:
+                return
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def _accepted(self, prompts: Sequence[int]) -> None:
         services = self._services
         try:
             async with asyncio.timeout(services.settings.submit_timeout_s):
-                await self._submit_all()
+                await self._submit_all(prompts)
         except TimeoutError:
             message = "The engine did not accept the request in time."
             raise faults.engine_unavailable(services, message) from None
@@ -100,12 +146,12 @@ class Generation:
             services.metrics.rejected("engine_unavailable")
             raise faults.engine_unavailable(services, error.message, error.retry_after_s) from None
 
-    async def _submit_all(self) -> None:
-        if len(self._job.prompts) == 1:
-            return await self._submit(0)
+    async def _submit_all(self, prompts: Sequence[int]) -> None:
+        if len(prompts) == 1:
+            return await self._submit(prompts[0])
         try:
             async with asyncio.TaskGroup() as group:
-                for prompt in range(len(self._job.prompts)):
+                for prompt in prompts:
                     group.create_task(self._submit(prompt))
         except BaseExceptionGroup as refusals:
             raise refusals.exceptions[0] from None
@@ -183,6 +229,7 @@ class Generation:
     def _finish(self, run: Run, seq_id: int) -> None:
         del self._runs[seq_id]
         self._abort({seq_id} & self._live, "stop_string")
+        self._freed.set()
         if run.first_at is not None:
             self._services.metrics.choice_ended(run.choice.num_tokens, run.last_at - run.first_at)
         if not self._runs:
@@ -200,6 +247,7 @@ class Generation:
         if not self._runs or self._failed:
             return
         self._failed = True
+        self._stop_feeding()
         self._abort(set(self._live), cause)
         self.mailbox.fail(error)
         self.ended.set()
@@ -208,8 +256,13 @@ class Generation:
         """Nobody reads any more. What still runs then was left by its client."""
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+        self._stop_feeding()
         self._abort(set(self._live), "client_closed")
         self._runs.clear()
+
+    def _stop_feeding(self) -> None:
+        if self._feeder is not None:
+            self._feeder.cancel()
 
     def _abort(self, seq_ids: set[int], cause: str) -> None:
         if seq_ids:
