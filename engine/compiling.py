@@ -26,22 +26,31 @@ class CompileLimits:
 
 
 @dataclass(slots=True, eq=False)
+class Compilation:
+    future: Future[Matcher]
+    began: float | None = None  # on a thread
+
+
+@dataclass(slots=True, eq=False)
 class Pending:
     """The sequences of one submission."""
 
     connection: int
     grammar: str
     seqs: list[Sequence]
-    future: Future[Matcher]
+    compilation: Compilation
     cancelled: set[int] = field(default_factory=set)
+    late: Rejected | None = None  # why it has not waited any longer
 
     def result(self) -> Matcher:
-        """Raises Rejected: bad_grammar, or grammar_timeout if it is not compiled yet."""
-        if not self.future.done() or self.future.cancelled():
-            raise Rejected("grammar_timeout", "the grammar takes too long to compile")
-        error = self.future.exception()
+        """Raises Rejected: bad_grammar; if it is not compiled yet, grammar_timeout, or queue_full where it had too
+        little time because of others."""
+        future = self.compilation.future
+        if not future.done() or future.cancelled():
+            raise self.late or Rejected("grammar_timeout", "the grammar takes too long to compile")
+        error = future.exception()
         if error is None or isinstance(error, Rejected):
-            return self.future.result()
+            return future.result()
         log.error("a grammar made the compiler fail: %r", error)
         raise Rejected("bad_grammar", f"the grammar could not be compiled: {error}")
 
@@ -64,7 +73,7 @@ class CompileQueue:
         self._limits = limits or CompileLimits()
         self._threads = ThreadPoolExecutor(self._limits.num_threads, thread_name_prefix="grammar")
         self._compile: Future[Compile] | None = None
-        self._cache: OrderedDict[str, Future[Matcher]] = OrderedDict()
+        self._cache: OrderedDict[str, Compilation] = OrderedDict()
         self._pending: list[Pending] = []
 
     def learn(self, vocabulary: Vocabulary) -> None:
@@ -81,25 +90,35 @@ class CompileQueue:
             raise Rejected("queue_full", message, self._limits.seconds)
         self._pending.append(Pending(connection, grammar, seqs, self._request(grammar, self._compile)))
 
-    def _request(self, grammar: str, compile: Future[Compile]) -> Future[Matcher]:
+    def _request(self, grammar: str, compile: Future[Compile]) -> Compilation:
         known = self._cache.get(grammar)
         if known is not None:
             self._cache.move_to_end(grammar)
             return known
-        future = self._threads.submit(_compiled, compile, grammar)
-        future.add_done_callback(lambda _: self._wake())
-        self._cache[grammar] = future
+        compilation = Compilation(Future())
+        compilation.future = self._threads.submit(self._compiled, compilation, compile, grammar)
+        compilation.future.add_done_callback(lambda _: self._wake())
+        self._cache[grammar] = compilation
         if len(self._cache) > self._limits.max_cached:
             self._cache.popitem(last=False)
-        return future
+        return compilation
 
     def take(self) -> list[Pending]:
         """Those whose grammar is compiled, cannot be, or takes too long."""
-        oldest = self._clock() - self._limits.seconds
-        ended = [one for one in self._pending if one.future.done() or one.seqs[0].arrived <= oldest]
+        now = self._clock()
+        oldest = now - self._limits.seconds
+        ended = [one for one in self._pending if one.compilation.future.done() or one.seqs[0].arrived <= oldest]
         for one in ended:
+            one.late = self._lateness(one.compilation.began, now)
             self._remove(one)
         return ended
+
+    def _lateness(self, began: float | None, now: float) -> Rejected:
+        """The grammar's own, or that of those before it, which kept it from its share of the time."""
+        if began is not None and now - began >= self._limits.seconds / 2:
+            return Rejected("grammar_timeout", "the grammar takes too long to compile")
+        message = "other requests' grammars are being compiled, and there was no time for this one"
+        return Rejected("queue_full", message, self._limits.seconds)
 
     def cancel(self, seq_ids: Iterable[int]) -> None:
         gone = set(seq_ids)
@@ -111,17 +130,18 @@ class CompileQueue:
     def _remove(self, one: Pending) -> None:
         """What nobody waits for any more is not begun; once begun, it will be known to those who ask again."""
         self._pending.remove(one)
-        wanted = any(other.future is one.future for other in self._pending)
-        if not wanted and one.future.cancel() and self._cache.get(one.grammar) is one.future:
+        compilation = one.compilation
+        wanted = any(other.compilation is compilation for other in self._pending)
+        if not wanted and compilation.future.cancel() and self._cache.get(one.grammar) is compilation:
             del self._cache[one.grammar]
+
+    def _compiled(self, compilation: Compilation, compile: Future[Compile], grammar: str) -> Matcher:
+        try:
+            ready = compile.result()  # its thread has begun before this one
+        except ValueError as error:
+            raise Rejected("bad_grammar", f"this engine cannot follow grammars: {error}") from None
+        compilation.began = self._clock()
+        return ready(grammar)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _compiled(compile: Future[Compile], grammar: str) -> Matcher:
-    try:
-        ready = compile.result()  # its thread has begun before this one
-    except ValueError as error:
-        raise Rejected("bad_grammar", f"this engine cannot follow grammars: {error}") from None
-    return ready(grammar)

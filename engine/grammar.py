@@ -8,15 +8,11 @@ from typing import Protocol
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from scheduler.protocol import Vocabulary
-from scheduler.types import Rejected
+from scheduler.types import MAX_GRAMMAR_SYMBOLS, MAX_LEXER_STATES, Rejected
 
 MAX_GRAMMAR_CHARS = 1 << 19  # compiling can take time quadratic in it: some seconds at most
 MAX_ERROR_CHARS = 1000
-LIMITS = LLParserLimits(
-    max_grammar_size=60_000,  # symbols; it counts them in 16 bits
-    max_lexer_states=50_000,  # 1-2 kB each
-    verbose_errors=False,
-)
+LIMITS = LLParserLimits(max_grammar_size=MAX_GRAMMAR_SYMBOLS, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
 # llguidance would spell a run of forced bytes with a tokenizer. The engine has none: the model chooses how to spell.
 NO_FORCING = '%llguidance {"no_forcing": true}'
 

@@ -8,6 +8,10 @@ from typing import Literal
 
 import msgspec
 
+# How large a grammar may be: what the gateway checks is what the engine compiles.
+MAX_GRAMMAR_SYMBOLS = 60_000  # llguidance counts them in 16 bits
+MAX_LEXER_STATES = 50_000  # 1-2 kB each
+
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How one sequence is sampled. The gateway has validated every field; the engine trusts them."""

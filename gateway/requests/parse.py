@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ _PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOT
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _MAX_NAMED = 16  # ignored fields named in the header
 _MAX_NAME = 48
+_MAX_PATH = 300
 
 
 def _one_of(*values: Any) -> Acceptable:
@@ -42,6 +43,8 @@ _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     },
     CompletionRequest: {},
 }
+
+_SHAPES = {"json_object": "schema", "json_schema": "json_schema"}  # the field beside a response_format's type
 
 # Other APIs' fields whose silence would change much, each with what to use instead.
 _MISNAMED: Mapping[type[Any], Mapping[str, str]] = {
@@ -68,6 +71,10 @@ class Parsed(Generic[T]):
 
 
 def invalid(param: str | None, message: str, code: str | None = None) -> ApiError:
+    """A path may be as long as a schema is deep: of a long one, its ends are told."""
+    if param is not None and len(param) > _MAX_PATH:
+        short = f"{param[: _MAX_PATH // 2]}...{param[-_MAX_PATH // 2 :]}"
+        param, message = short, message.replace(param, short)
     return ApiError(400, message, param=param, code=code)
 
 
@@ -116,7 +123,8 @@ def parse(body: bytes, kind: type[T], misnamed: Mapping[str, str] | None = None)
             raise unbuilt(name, f"{name} is not supported by this server yet.")
     known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
     ignored = [name for name in fields if name not in known and name not in not_built and _asks(name, fields[name])]
-    ignored += _ignored_options(fields.get("stream_options")) + _ignored_words(fields.get("response_format"))
+    ignored += _ignored_options(fields.get("stream_options"))
+    ignored += _ignored_words(fields["response_format"]) if "response_format" in known & fields.keys() else []
     return Parsed(decode(body, kind), ignored)
 
 
@@ -139,12 +147,21 @@ def _ignored_options(raw: Raw | None) -> list[str]:
     return [name for name in names if _asks(name, options[name.partition(".")[2]])]
 
 
-def _ignored_words(raw: Raw | None) -> list[str]:
-    """A schema's description is not shown to the model."""
-    form = decode(raw, Any, "response_format") if raw is not None else None
-    named = form.get("json_schema") if isinstance(form, dict) else None
-    is_described = isinstance(named, dict) and bool(named.get("description"))
-    return ["response_format.json_schema.description"] if is_described else []
+def _ignored_words(raw: Raw) -> list[str]:
+    """A schema's description is not shown to the model, either."""
+    form = decode(raw, Any, "response_format")
+    if not isinstance(form, dict):
+        return []
+    kind = form.get("type")
+    shape = _SHAPES.get(kind) if isinstance(kind, str) else None
+    ignored = _without_effect(form, {"type", shape}, "response_format")
+    named = form.get("json_schema") if shape == "json_schema" else None
+    return ignored + _without_effect(named, {"name", "schema", "strict"}, "response_format.json_schema")
+
+
+def _without_effect(given: Any, known: Collection[str | None], where: str) -> list[str]:
+    fields = given if isinstance(given, dict) else {}
+    return [f"{where}.{name}" for name, value in fields.items() if name not in known and value not in (None, "")]
 
 
 def ignored_header(names: list[str]) -> str:

@@ -55,7 +55,7 @@ def answer_grammar(asked: str | None, prompt: ChatPrompt, model: ServedModel) ->
     if prompt.choice.is_forced or asked is None:
         grammar = calls
     else:
-        grammar = asked if calls is None else either(calls, asked)
+        grammar = asked if calls is None else checked(either(calls, asked), "tools")
     if grammar is None or model.reasoning is None:
         return grammar
     inside, special = starts_inside(prompt, model), model.tokenizer.special_ids

@@ -6,25 +6,36 @@ Checked here, so that a fault is a 400 with the compiler's words; compiled for t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from time import monotonic
 from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from gateway.errors import ApiError
 from gateway.openai import GenerateRequest
+from gateway.requests.grammar_check import TooCostly, shared_checker
 from gateway.requests.json_schema import enforceable
 from gateway.requests.parse import invalid, unbuilt
 
 MAX_GRAMMAR_CHARS = 1 << 18
 MAX_CHOICES = 1024
+MAX_SCHEMA_DEPTH = 120  # levels of objects and arrays; the compiler reads a few more
 _MAX_LOOKED_AT = 256  # parts of a schema that are tried by themselves to find the one at fault
+_FAULT_S = 2.0  # in which it is looked for
 # One way to write each value: a model that may pad with white space can pad for ever.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
+_KINDS_NOT_BUILT = (
+    *("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_fallback"),
+    "disable_additional_properties",
+)
+_QUOTED_GRAMMAR = re.compile(r"\n *\d+ \| ")
+_AROUND_REGEX = re.compile(r"^at 1\(8\): invalid regex \".*\" \(in regex\): ", re.DOTALL)
 _NESTING = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties")
@@ -49,7 +60,8 @@ def _of_response_format(value: Any) -> Iterator[tuple[str, str]]:
     if kind == "text":
         return
     if kind == "json_object":
-        yield where, schema_grammar(_ANY_OBJECT, where)
+        schema = value.get("schema")  # as llama.cpp's server has it
+        yield where, schema_grammar(_ANY_OBJECT, where) if schema is None else schema_grammar(schema, f"{where}.schema")
     elif kind == "json_schema":
         yield where, _of_named_schema(value.get("json_schema"), f"{where}.json_schema")
     elif kind in ("structural_tag", "grammar", "python"):
@@ -75,10 +87,13 @@ def _of_structured(request: GenerateRequest) -> Iterator[tuple[str, str]]:
     given = request.structured_outputs or {}
     for name, value in given.items():
         where = f"structured_outputs.{name}"
+        if name not in (*_KINDS, *_KINDS_NOT_BUILT):
+            raise invalid(where, f"A name in structured_outputs must be one of {', '.join(_KINDS)}.", "invalid_value")
+        if value is None or value is False:
+            continue
         if name not in _KINDS:
             raise unbuilt(where, f"{where} is not built; there are {', '.join(_KINDS)}.")
-        if value is not None and value is not False:
-            yield where, _of_kind(name, value, where)
+        yield where, _of_kind(name, value, where)
 
 
 def _of_guided(request: GenerateRequest) -> Iterator[tuple[str, str]]:
@@ -97,6 +112,7 @@ def _of_kind(kind: str, value: Any, where: str) -> str:
         return _choice_grammar(value, where)
     if not isinstance(value, str) or not value:
         raise invalid(where, f"Invalid value for {where}: expected a non-empty string.", "invalid_type")
+    _check_length(value, where)
     if kind == "regex":
         return checked(LLMatcher.grammar_from_regex(value), where)
     return _lark_grammar(value, where)
@@ -141,17 +157,26 @@ def _lark_grammar(value: str, where: str) -> str:
 def schema_grammar(schema: Any, where: str) -> str:
     """Raises ApiError (400) with the compiler's words and the path of the smallest part that is at fault."""
     schema = enforced_schema(schema, where)
-    grammar, problem = _try_schema(json.dumps(schema))
-    if grammar is None:
-        path = _find_fault(schema, where)
-        raise invalid(path, f"Invalid schema at {path}: {problem}", "invalid_json_schema")
-    return grammar
+    text = json.dumps(schema)
+    if len(text) > MAX_GRAMMAR_CHARS:
+        problem = f"it has {len(text)} characters, more than {MAX_GRAMMAR_CHARS}."
+        raise invalid(where, f"Invalid schema at {where}: {problem}", "invalid_json_schema")
+    try:
+        grammar, problem = _try_schema(text)
+        if grammar is not None:
+            return grammar
+    except TooCostly as error:
+        raise _too_costly(where, error) from None
+    path = _find_fault(schema, where)
+    raise invalid(path, f"Invalid schema at {path}: {problem}", "invalid_json_schema")
 
 
 def check_leniently(schema: dict[str, Any], where: str) -> None:
     """Raises ApiError (400) where it is no schema at all."""
     overrides: Any = {"lenient": True}
-    checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=overrides), where)
+    text = json.dumps(_object(schema, where))
+    _check_length(text, where)
+    checked(LLMatcher.grammar_from_json_schema(text, overrides=overrides), where)
 
 
 def enforced_schema(schema: Any, where: str) -> dict[str, Any]:
@@ -166,18 +191,22 @@ def _object(schema: Any, where: str) -> dict[str, Any]:
     if schema is not True and not isinstance(schema, dict):
         raise invalid(where, f"Invalid value for {where}: expected a JSON schema, an object.", "invalid_type")
     document: dict[str, Any] = {} if schema is True else schema
-    try:
-        json.dumps(document)
-    except (ValueError, RecursionError):
-        raise invalid(where, f"{where} is nested too deeply.", "invalid_json_schema") from None
+    if _is_deep(document):
+        message = f"{where} is nested too deeply: there may be {MAX_SCHEMA_DEPTH} levels."
+        raise invalid(where, message, "invalid_json_schema")
     return document
 
 
-@lru_cache(256)
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_SCHEMA_DEPTH + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return bool(level)
+
+
 def _try_schema(text: str) -> tuple[str | None, str]:
-    """The grammar, or None and what is wrong."""
-    if len(text) > MAX_GRAMMAR_CHARS:
-        return None, f"it has {len(text)} characters, more than {MAX_GRAMMAR_CHARS}."
+    """The grammar, or None and what is wrong. Raises TooCostly."""
     try:
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)  # type: ignore[arg-type]
     except ValueError as error:
@@ -189,14 +218,16 @@ def _try_schema(text: str) -> tuple[str | None, str]:
 def _find_fault(schema: Mapping[str, Any], where: str) -> str:
     """The path of the deepest part that fails by itself; through references too."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    looked_at = 0
+    looked_at, until = 0, monotonic() + _FAULT_S
     path, current = where, schema
+    if shared and _fails({"type": "null", **shared}):
+        return path
     while True:
         for name, part in _parts(current):
             looked_at += 1
-            if looked_at > _MAX_LOOKED_AT:
+            if looked_at > _MAX_LOOKED_AT or monotonic() > until:
                 return path
-            if _try_schema(json.dumps({**shared, **part}))[0] is None and not _fails(shared):
+            if _fails({**shared, **part}):
                 path, current = f"{path}.{name}", part
                 break
         else:
@@ -218,8 +249,12 @@ def _referred(part: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, 
     return ".".join(names), target if isinstance(target, dict) else None
 
 
-def _fails(shared: Mapping[str, Any]) -> bool:
-    return bool(shared) and _try_schema(json.dumps({"type": "null", **shared}))[0] is None
+def _fails(schema: Mapping[str, Any]) -> bool:
+    """What takes too long is not what was found to be wrong."""
+    try:
+        return _try_schema(json.dumps(schema))[0] is None
+    except TooCostly:
+        return False
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -240,21 +275,33 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def checked(grammar: str, where: str) -> str:
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        message = f"{where} makes a grammar of {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
-        raise invalid(where, message, "invalid_grammar")
-    problem = _problem(grammar)
+    """As it is. Raises ApiError (400) where it cannot be compiled."""
+    _check_length(grammar, where)
+    try:
+        problem = _problem(grammar)
+    except TooCostly as error:
+        raise _too_costly(where, error) from None
     if problem:
         raise invalid(where, f"Invalid grammar in {where}: {problem}", "invalid_grammar")
     return grammar
 
 
-@lru_cache(256)
+def _check_length(grammar: str, where: str) -> None:
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        message = f"{where} makes a grammar of {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS} are allowed."
+        raise invalid(where, message, "invalid_grammar")
+
+
+def _too_costly(where: str, error: TooCostly) -> ApiError:
+    return invalid(where, f"Invalid grammar in {where}: it {error}.", "invalid_grammar")
+
+
 def _problem(grammar: str) -> str:
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    if is_error and messages[0].startswith("oneOf constraints"):
+    """Empty: none. Raises TooCostly."""
+    problem = shared_checker().problem(grammar)
+    if problem.startswith("oneOf constraints"):
         return "oneOf can be enforced only where no value can be two of its schemas, as their types or constants show."
-    return _one_line(messages[0]) if is_error else ""
+    return _one_line(_AROUND_REGEX.sub("", _QUOTED_GRAMMAR.split(problem)[0]))
 
 
 def either(first: str, second: str) -> str:

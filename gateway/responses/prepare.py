@@ -9,7 +9,7 @@ from gateway.errors import ApiError
 from gateway.requests.convert import Job
 from gateway.requests.explain import Parameters
 from gateway.requests.parse import decode, invalid, parse
-from gateway.requests.prepare import Prepared, cost, plan_chat
+from gateway.requests.prepare import OFF_LOOP, Prepared, cost, plan_chat
 from gateway.responses import convert
 from gateway.responses.convert import Checked
 from gateway.responses.items import Bounds, ItemReader, check_call_outputs
@@ -47,7 +47,8 @@ class Planned:
 
 def response_cost(body: bytes) -> int:
     """A short body may go back to a long conversation."""
-    return 1 << 30 if any(word in body for word in _GOES_BACK) else cost(body)
+    goes_back = any(word in body for word in _GOES_BACK)
+    return max(cost(body), OFF_LOOP if goes_back else 0)
 
 
 def prepare_response(body: bytes, services: Services, store: Store, owner: str | None) -> PreparedResponse:
