@@ -17,13 +17,12 @@ from gateway.http.exchange import exchange_of
 from gateway.messages.convert import MISNAMED, Translated, translate
 from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
-from gateway.model.served import ServedModel
 from gateway.openai import encode
 from gateway.requests.convert import Job, check_model, stop_strings
 from gateway.requests.explain import Parameters
 from gateway.requests.parse import Parsed, decode, ignored_header, invalid, parse
 from gateway.requests.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
-from gateway.requests.request_limits import check_sampling
+from gateway.requests.request_limits import check_num_messages, check_sampling
 from gateway.services import Services
 from gateway.wires.base import new_head
 
@@ -37,7 +36,7 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     check_model(request.model, services.model)
     check_sampling(request, services.settings)
     stops = stop_strings(request.stop_sequences, "stop_sequences", MAX_STOPS)
-    translated = _translated(request, fields, services.model, parsed.ignored)
+    translated = _translated(request, fields, services, parsed.ignored)
     try:
         job, parameters = plan_chat(translated.request, parsed.ignored, services)
     except ApiError as error:
@@ -58,9 +57,10 @@ def _parsed(body: bytes, kind: type[T]) -> tuple[Parsed[T], dict[str, Raw]]:
     return parse(body, kind, MISNAMED), decode(body, dict[str, Raw])
 
 
-def _translated(request: Conversation, fields: dict[str, Raw], model: ServedModel, ignored: list[str]) -> Translated:
+def _translated(request: Conversation, fields: dict[str, Raw], services: Services, ignored: list[str]) -> Translated:
+    check_num_messages(len(request.messages), services.settings)
     try:
-        return translate(request, fields, model, ignored)
+        return translate(request, fields, services.model, ignored)
     except RecursionError:  # what could just be read is written again
         raise invalid(None, "The body is nested too deeply.", "invalid_json") from None
 
@@ -81,7 +81,7 @@ def count_tokens(body: bytes, services: Services) -> tuple[int, list[str]]:
     """As many as the prompt of the same request would have; and what has no effect."""
     parsed, fields = _parsed(body, Conversation)
     check_model(parsed.request.model, services.model)
-    translated = _translated(parsed.request, fields, services.model, parsed.ignored)
+    translated = _translated(parsed.request, fields, services, parsed.ignored)
     try:
         num_tokens = len(chat_prompt(translated.request, parsed.ignored, services).ids)
     except ApiError as error:

@@ -126,13 +126,21 @@ def _part_text(raw: Raw, where: str) -> str:
     return text
 
 
-def text_of(turns: Iterable[Turn]) -> list[str]:
-    """All that costs tokens, for estimates."""
+def text_of(turns: Iterable[Turn], functions: Iterable[Tool]) -> list[str]:
+    """What templates print, for estimates."""
     texts = []
     for turn in turns:
         texts.append(turn["content"])
-        texts += [call["function"]["arguments"] for call in turn.get("tool_calls", ())]
+        for call in turn.get("tool_calls", ()):
+            texts += [call["function"]["name"], call["function"]["arguments"]]
+    for function in functions:
+        texts += [function.name, function.description, msgspec.json.encode(function.parameters).decode()]
     return texts
+
+
+def text_perhaps_of(turns: Iterable[Turn]) -> list[str]:
+    """What many templates leave out."""
+    return [turn[name] for turn in turns for name in ("name", "reasoning_content") if name in turn]
 
 
 # tools

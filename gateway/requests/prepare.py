@@ -25,12 +25,12 @@ from gateway.openai import (
 )
 from gateway.requests import convert, fim
 from gateway.requests.chat_prompt import ChatPrompt, encode_chat
-from gateway.requests.conversation import chat_messages, text_of, tool_choice, tool_functions
+from gateway.requests.conversation import chat_messages, text_of, text_perhaps_of, tool_choice, tool_functions
 from gateway.requests.convert import Job, Limits
 from gateway.requests.explain import Parameters, explain
 from gateway.requests.parse import invalid, parse
 from gateway.requests.reading import answer_grammar, answer_rules
-from gateway.requests.request_limits import check_messages, check_sampling
+from gateway.requests.request_limits import check_messages, check_num_messages, check_sampling
 from gateway.requests.structured import grammar_of
 from gateway.services import HttpSettings, Services
 from gateway.wires.base import Wire, new_head
@@ -38,6 +38,7 @@ from gateway.wires.chat import ChatWants, ChatWire
 from gateway.wires.completions import CompletionWants, CompletionWire
 
 T = TypeVar("T")
+_SOMEWHAT = 8  # contexts: what is cut, left out or only counted may be so long
 OFF_LOOP = 1 << 29  # the cost of what must not run on the event loop, whatever its length
 SHAPED = 1 << 30  # of what may need a grammar
 _SHAPING = (
@@ -147,20 +148,22 @@ def _stops_beside(prompt: ChatPrompt, job: Job, ignored: list[str]) -> convert.T
 def chat_prompt(
     request: ChatRequest, ignored: list[str], services: Services, bounds: Limits | None = None
 ) -> ChatPrompt:
-    """With bounds, what could never fit is refused before it is encoded."""
+    """With bounds, what could never fit is refused before it is encoded; without, what is many times too long."""
     model = services.model
+    check_num_messages(len(request.messages), services.settings)
     turns = chat_messages(request.messages, ignored)
     check_messages(turns, services.settings)
     functions = tool_functions(request.tools, ignored)
     choice = tool_choice(request.tool_choice, functions, request.parallel_tool_calls)
-    if bounds is not None:
-        convert.check_can_fit("messages", text_of(turns), model, _most_tokens(request, bounds))
+    most = _SOMEWHAT * model.context_length if bounds is None else _most_tokens(request, bounds)
+    convert.check_can_fit("messages", text_of(turns, choice.functions), model, most)
+    convert.check_can_fit("messages", text_perhaps_of(turns), model, max(most, _SOMEWHAT * model.context_length))
     return encode_chat(request, turns, choice, model, ignored)
 
 
 def _most_tokens(request: GenerateRequest, bounds: Limits) -> int:
     """What is cut anyway may be somewhat longer."""
-    return bounds.max_model_len * (8 if request.truncate_prompt_tokens is not None else 1)
+    return bounds.max_model_len * (_SOMEWHAT if request.truncate_prompt_tokens is not None else 1)
 
 
 # completions

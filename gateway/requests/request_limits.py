@@ -22,9 +22,7 @@ class Sampling(Protocol):
 
 def check_messages(messages: Sequence[Mapping[str, Any]], settings: HttpSettings) -> None:
     """Messages as chat templates take them. Raises 400."""
-    if len(messages) > settings.max_messages:
-        message = f"There are {len(messages)} messages; this server takes at most {settings.max_messages}."
-        raise _too_much("messages", message)
+    check_num_messages(len(messages), settings)
     total = 0
     for index, each in enumerate(messages):
         num_chars = sum(map(len, _texts(each)))
@@ -35,6 +33,13 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: HttpSettings
             raise _too_much(f"messages[{index}]", message)
     if settings.max_total_chars is not None and total > settings.max_total_chars:
         message = f"The messages have {total} characters; this server takes at most {settings.max_total_chars} in all."
+        raise _too_much("messages", message)
+
+
+def check_num_messages(num_messages: int, settings: HttpSettings) -> None:
+    """Before they are decoded. Raises 400."""
+    if num_messages > settings.max_messages:
+        message = f"There are {num_messages} messages; this server takes at most {settings.max_messages}."
         raise _too_much("messages", message)
 
 
