@@ -31,8 +31,19 @@ _NOTHING = _one_of(None)
 _NO_ITEMS = _one_of(None, [])
 
 # Known features that are not built, each with the values that ask for nothing.
+_EXTENSIONS_NOT_BUILT: Mapping[str, Acceptable] = {
+    "use_beam_search": _one_of(None, False),
+    "length_penalty": _one_of(None, 1, 1.0),
+    "stop_regex": _NO_ITEMS,
+    "logits_processors": _NO_ITEMS,
+    "documents": _NO_ITEMS,
+    "thinking_token_budget": _NOTHING,
+    "return_tokens_as_token_ids": _one_of(None, False),
+}
 _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     ChatRequest: {
+        **_EXTENSIONS_NOT_BUILT,
+        "echo": _one_of(None, False),
         "functions": _NO_ITEMS,
         "function_call": _one_of(None, "none"),
         "audio": _NOTHING,
@@ -41,7 +52,7 @@ _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
         "moderation": _NOTHING,
         "chat_template": _NOTHING,
     },
-    CompletionRequest: {},
+    CompletionRequest: {**_EXTENSIONS_NOT_BUILT},
 }
 
 _SHAPES = {"json_object": "schema", "json_schema": "json_schema"}  # the field beside a response_format's type
@@ -105,7 +116,8 @@ def _wrong_field(problem: str, where: str) -> ApiError:
         return invalid(path.lstrip("."), f"Missing required field: {path.lstrip('.')}.", "missing_required_parameter")
     path = path.lstrip(".")
     text = match["problem"].replace("`", "").replace("Expected ", "expected ")
-    return invalid(path or None, f"Invalid value for {path or 'the body'}: {text}.", "invalid_type")
+    code = "invalid_value" if text.startswith("Invalid enum value") else "invalid_type"
+    return invalid(path or None, f"Invalid value for {path or 'the body'}: {text}.", code)
 
 
 def join(path: str, name: str) -> str:

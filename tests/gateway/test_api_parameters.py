@@ -139,6 +139,10 @@ async def test_another_model(client: httpx.AsyncClient) -> None:
         ("web_search_options", {}),
         ("moderation", {"model": "x"}),
         ("chat_template", "{{ messages }}"),
+        ("use_beam_search", True),
+        ("length_penalty", 0.5),
+        ("stop_regex", "a+"),
+        ("echo", True),
     ],
 )
 async def test_what_is_not_built_is_refused_by_name(client: httpx.AsyncClient, field: str, value: Any) -> None:
