@@ -229,6 +229,7 @@ _ANTHROPIC_BLOCKS = either(
 )
 
 ANTHROPIC: Mapping[str, Schema] = {
+    "AnthropicConversation.structured_outputs": text("Without effect on the count."),
     "AnthropicMessagesRequest.max_tokens": text(
         "Most tokens of the answer; it ends sooner where the context does.", minimum=1
     ),

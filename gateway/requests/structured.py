@@ -89,7 +89,7 @@ def _of_structured(request: GenerateRequest) -> Iterator[tuple[str, str]]:
         where = f"structured_outputs.{name}"
         if name not in (*_KINDS, *_KINDS_NOT_BUILT):
             raise invalid(where, f"A name in structured_outputs must be one of {', '.join(_KINDS)}.", "invalid_value")
-        if value is None or value is False:
+        if value is None or (value is False and name not in _GUIDED.values()):
             continue
         if name not in _KINDS:
             raise unbuilt(where, f"{where} is not built; there are {', '.join(_KINDS)}.")
@@ -105,6 +105,8 @@ def _of_guided(request: GenerateRequest) -> Iterator[tuple[str, str]]:
 
 def _of_kind(kind: str, value: Any, where: str) -> str:
     if kind == "json_object":
+        if value is not True:
+            raise invalid(where, f"Invalid value for {where}: expected a boolean.", "invalid_type")
         return schema_grammar(_ANY_OBJECT, where)
     if kind == "json":
         return schema_grammar(_schema_value(value, where), where)
