@@ -94,7 +94,7 @@ def translate(request: Conversation, fields: Mapping[str, Raw], model: ServedMod
 
 def _refuse_unbuilt(request: Conversation) -> None:
     for name in ("mcp_servers", "container"):
-        if getattr(request, name, None):
+        if getattr(request, name, None) not in (None, []):
             raise unbuilt(name, f"{name} is not supported by this server.")
 
 

@@ -245,7 +245,7 @@ ANTHROPIC: Mapping[str, Schema] = {
     "output_format": text("As output_config.format."),
     "speed": text("Without effect here."),
     "mcp_servers": text("Not built.", **either(NULL, array({}, maxItems=0))),
-    "container": text("Not built.", **either(NULL)),
+    "container": text("Not built.", **either(NULL, array({}, maxItems=0))),
     "AnthropicInputMessage.role": text("Whose message it is."),
     "AnthropicInputMessage.content": text("Text or blocks.", **either(_TEXT, array(_ANTHROPIC_BLOCKS, minItems=1))),
     "AnthropicTextInput.text": text("The text."),

@@ -68,7 +68,7 @@ def _chat_message(message: Message, where: str) -> Turn:
         text = f"{where}.role must be one of {', '.join(ROLES)}; '{message.role[:40]}' is not supported."
         raise invalid(f"{where}.role", text, "invalid_value")
     for name in ("function_call", "audio"):
-        if getattr(message, name):
+        if getattr(message, name) is not None:
             raise unbuilt(f"{where}.{name}", f"{where}.{name} is not supported by this server.")
     turn: Turn = {"role": role, "content": _content(message, where)}
     if message.name is not None:

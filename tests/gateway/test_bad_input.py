@@ -316,6 +316,7 @@ MESSAGES = [
     messages("[1].tool_call_id", TYPE, HI, {"role": "tool", "content": "5", "tool_call_id": 5}),
     messages("[0].reasoning", TYPE, {**REPLY, "reasoning": 5}),
     messages("[0].function_call", NOT_BUILT, {**REPLY, "function_call": {"name": "f"}}, status=501),
+    messages("[0].audio", NOT_BUILT, {**REPLY, "audio": []}, status=501),
     messages("[0].audio", NOT_BUILT, {**REPLY, "audio": {"id": "a"}}, status=501),
     part("", TYPE, "text"),
     part("", TYPE, None),
