@@ -182,7 +182,7 @@ async def test_models_async(async_client: openai.AsyncOpenAI) -> None:
         ({"logit_bias": {"60000": 1}}, "logit_bias.60000"),
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),
         ({"messages": []}, "messages"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
     ],
 )
 def test_a_bad_request_names_its_field(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
