@@ -1,4 +1,5 @@
-"""The step loop: take what arrived, plan, run, drop what was cancelled meanwhile, commit, send."""
+"""The step loop: take what arrived, plan and launch, finish the oldest step, drop what was cancelled meanwhile, commit,
+send. While one step runs the next may be launched, so that the device need not wait for the host."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
 from engine.compiling import CompileQueue, Pending
-from engine.grammar import Matchers
+from engine.flights import Executor, Flights
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
-from scheduler.plan import Event, StepPlan, StepResult
+from scheduler.plan import Event, StepPlan
 from scheduler.protocol import (
     MAX_FRAME_BYTES,
     Abort,
@@ -38,13 +39,6 @@ MAX_FAILED_STEPS = 3  # in a row: then the engine gives up and is started anew
 LOGPROB_BYTES = 14  # of a token id with its log-probability in a frame
 
 
-class Executor(Protocol):
-    @property
-    def matchers(self) -> Matchers: ...
-
-    def execute(self, plan: StepPlan) -> StepResult: ...
-
-
 class StepsFail(RuntimeError):
     """Step after step raised; the process is of no more use."""
 
@@ -66,6 +60,7 @@ class Loop:
         self._grammars = grammars
         self._clock = clock
         self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
+        self._flights = Flights(runner, clock)
         self._failed_in_a_row = 0
         self._last_sent = clock()
         self.stopping = False
@@ -85,35 +80,43 @@ class Loop:
         self._server.wake()
 
     def turn(self) -> bool:
-        """One step, if there is work. False: nothing to do before something arrives, or is read."""
+        """Brings one step to its end, if there is work. False: nothing to do before something arrives, or is read."""
         for connection, message in self._server.take():
             self._handle(connection, message)
         for pending in self._grammars.take():
             self._leave_queue(pending)
         self._send(self._scheduler.expired(), None)
-        if self._server.congested:
-            return False  # read prompts are large; what is in memory of them stays bounded
-        plan = self._scheduler.plan()
-        if plan is None:
+        self._launch()
+        if not self._flights:
             return False
-        started = self._clock()
-        events = self._step(plan)
-        self._send(events, _record(plan, self._clock() - started))
+        self._land()
         return True
 
-    def _step(self, plan: StepPlan) -> list[Event]:
-        try:
-            result = self._runner.execute(plan)
-        except Exception:  # whatever it is, those who wait for this step are told, and it is counted
-            log.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.works))
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= MAX_FAILED_STEPS:
-                raise StepsFail(f"{MAX_FAILED_STEPS} steps in a row failed") from None
-            return self._scheduler.fail(plan)
-        self._failed_in_a_row = 0
-        for connection, message in self._server.take_aborts():
-            self._cancel(connection, message)
-        return self._scheduler.commit(plan, result)
+    def _launch(self) -> None:
+        """As many steps as may be in flight, and not one where gateways have much to read: prompts that were read are
+        large, and what is in memory of them stays bounded."""
+        while self._flights.has_room and not self._server.congested:
+            plan = self._scheduler.plan()
+            if plan is None:
+                return
+            self._flights.launch(plan)
+
+    def _land(self) -> None:
+        landed = self._flights.land()
+        if landed.result is None:
+            self._count_failure()
+            events = self._scheduler.fail(landed.plan)
+        else:
+            self._failed_in_a_row = 0
+            for connection, message in self._server.take_aborts():
+                self._cancel(connection, message)
+            events = self._scheduler.commit(landed.plan, landed.result)
+        self._send(events, _record(landed.plan, landed.seconds))
+
+    def _count_failure(self) -> None:
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= MAX_FAILED_STEPS:
+            raise StepsFail(f"{MAX_FAILED_STEPS} steps in a row failed")
 
     def _idle(self) -> None:
         self._scheduler.check()

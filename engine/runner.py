@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 import msgspec
@@ -34,14 +35,24 @@ class Runner:
         self._prompts = PromptReaders(model)
         self._block_size = block_size
         self._device = device
+        self._launched: deque[StepPlan] = deque()
 
     @property
     def matchers(self) -> Matchers:
         return self._rows.matchers
 
+    @property
+    def ahead(self) -> int:
+        return 0  # the host does the work: there is nothing to hide behind it
+
+    def launch(self, plan: StepPlan) -> None:
+        self._launched.append(plan)
+
     @torch.inference_mode()  # sampling changes in place what the forward pass made in this mode
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step. Whatever it raises, later plans may still be executed once the scheduler has failed this."""
+    def finish(self) -> StepResult:
+        """Runs the whole step. Whatever it raises, later plans may still be executed once the scheduler has failed
+        this."""
+        plan = self._launched.popleft()
         self._update_rows(plan)
         slots = [work.slot for work in plan.works if work.sample]
         sampled = [self._rows[slot] for slot in slots]
@@ -56,6 +67,11 @@ class Runner:
         for slot, token in zip(slots, result.tokens, strict=True):
             self._rows.append(slot, token)
         return msgspec.structs.replace(judge(result, sampled), prompts=prompts)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Where nothing else is in flight."""
+        self.launch(plan)
+        return self.finish()
 
     def _update_rows(self, plan: StepPlan) -> None:
         for slot in plan.releases:

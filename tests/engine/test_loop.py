@@ -1,6 +1,7 @@
 """The step loop with a scripted server and a toy executor: who hears what, and what a failing step costs."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from engine.loop import Loop, StepsFail
 from engine.server import Gone
 from scheduler.blocks import BlockPool
 from scheduler.plan import PromptResult, StepPlan, StepResult
-from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Rejection, Submit
+from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Rejection, StepRecord, Submit
 from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
 
@@ -51,18 +52,35 @@ class FakeServer:
 
 
 class Counting:
-    """Samples 10, 11, 12, ... in every row; raises while `broken`."""
+    """Samples 10, 11, 12, ... in every row; raises while `broken`, when a plan is finished or when it is launched."""
 
     def __init__(self) -> None:
+        self.ahead = 0
         self.broken = 0
+        self.unlaunchable = 0
         self.matchers = Matchers()
         self.steps = 0
+        self.launched: deque[StepPlan] = deque()
+        self.plans: list[StepPlan] = []
+        self.during: Callable[[], None] = lambda: None  # what happens while a plan is finished
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> None:
+        if self.unlaunchable:
+            self.unlaunchable -= 1
+            raise RuntimeError("the device takes nothing")
+        self.launched.append(plan)
+        self.plans.append(plan)
+
+    def finish(self) -> StepResult:
+        plan = self.launched.popleft()
         self.steps += 1
+        self.during()
         if self.broken:
             self.broken -= 1
             raise RuntimeError("the device is on fire")
+        return self.result(plan)
+
+    def result(self, plan: StepPlan) -> StepResult:
         count = sum(work.sample for work in plan.works)
         return StepResult([10 + self.steps] * count, [None] * count)
 
@@ -126,11 +144,8 @@ def test_the_same_id_from_two_gateways_means_two_sequences() -> None:
 def test_choices_of_one_request_get_their_own_seeds() -> None:
     world = World()
     world.server.inbox.append((1, Submit([1, 2], [3], SamplingParams(max_tokens=1), [100, 200])))
-    seeds: list[int] = []
-    execute = world.runner.execute
-    world.runner.execute = lambda plan: (seeds.extend(a.params.seed for a in plan.admits), execute(plan))[1]  # type: ignore[method-assign]
     world.turn(3)
-    assert seeds == [100, 200]
+    assert [admit.params.seed for plan in world.runner.plans for admit in plan.admits] == [100, 200]
 
 
 def test_what_is_cancelled_during_a_step_is_gone_when_it_ends() -> None:
@@ -222,8 +237,8 @@ def test_more_logprobs_than_a_frame_holds_are_refused() -> None:
 def test_prompts_that_were_read_go_alone_and_the_step_is_recorded_once() -> None:
     world = World()
     told = PromptResult([])
-    execute = world.runner.execute
-    world.runner.execute = lambda plan: msgspec.structs.replace(execute(plan), prompts={0: told, 2: told})  # type: ignore[method-assign]
+    result = world.runner.result
+    world.runner.result = lambda plan: msgspec.structs.replace(result(plan), prompts={0: told, 2: told})  # type: ignore[method-assign]
     for seq_id in range(3):
         world.submit(seq_id)
     world.turn(1)
@@ -262,3 +277,139 @@ def test_nothing_is_computed_while_gateways_have_much_to_read() -> None:
     world.server.congested = False
     assert world.loop.turn()
     assert len(world.server.outputs(1)) == 1
+
+
+# --- steps in flight ---
+
+
+def ahead(count: int = 1, **limits: int) -> World:
+    world = World(**limits)
+    world.runner.ahead = count
+    return world
+
+
+def records(world: World) -> list[StepRecord]:
+    return [m.step for to, m in world.server.sent if to == 1 and isinstance(m, Outputs) and m.step is not None]
+
+
+def test_the_next_step_is_launched_before_the_oldest_is_finished() -> None:
+    world = ahead()
+    world.submit(1)
+    in_flight: list[int] = []
+    world.runner.during = lambda: in_flight.append(len(world.runner.launched))
+    world.turn(3)
+    assert in_flight == [1, 1, 0]  # behind the one that is finished; the last token is known to be the last
+    assert [o.finish for o in world.server.outputs(1)] == [None, None, "length"]
+    assert not world.loop.turn()
+
+
+def test_a_step_in_flight_is_finished_where_nothing_else_can_be_planned() -> None:
+    world = ahead()
+    world.server.inbox.append((1, Submit([1], [1], SamplingParams(max_tokens=1), [0])))
+    assert world.loop.turn()
+    assert [o.finish for o in world.server.outputs(1)] == ["length"]
+    assert not world.loop.turn()
+
+
+def test_less_is_launched_when_less_may_be_ahead() -> None:
+    world = ahead()
+    world.submit(1)
+    world.turn(1)
+    world.runner.ahead = 0
+    world.turn(1)
+    assert (len(world.runner.plans), len(world.runner.launched)) == (2, 0)
+
+
+def test_steps_that_overlap_share_no_time() -> None:
+    world = ahead()
+
+    def second_passes() -> None:
+        world.now += 1.0
+
+    world.runner.during = second_passes
+    world.submit(1)
+    world.turn(3)
+    assert [record.seconds for record in records(world)] == [1.0, 1.0, 1.0]
+
+
+def test_nothing_between_steps_is_counted_as_a_step() -> None:
+    world = ahead()
+    for seq_id in range(2):
+        world.submit(seq_id)
+        world.turn(3)
+        world.now += 60.0
+    assert [record.seconds for record in records(world)] == [0.0] * 6
+
+
+def test_what_is_cancelled_with_two_steps_in_flight_is_heard_of_no_more() -> None:
+    world = ahead()
+    world.submit(1)
+    world.submit(2)
+    world.turn(1)
+    world.server.during_step = [(1, Abort([1]))]
+    world.turn(3)
+    assert [o.seq_id for o in world.server.outputs(1)] == [1, 2, 2, 2]
+    assert world.scheduler.stats().blocks_used == 0
+
+
+def test_a_step_that_cannot_be_launched_fails_after_those_before_it() -> None:
+    world = ahead()
+    world.submit(1)
+    launch, world.runner.unlaunchable = world.runner.launch, 0
+
+    def refuse_the_second(plan: StepPlan) -> None:
+        world.runner.unlaunchable = int(plan.step == 2)
+        launch(plan)
+
+    world.runner.launch = refuse_the_second  # type: ignore[method-assign]
+    world.turn(1)
+    world.submit(2)
+    assert len(world.runner.launched) == 0
+    world.turn(1)  # and nothing is launched behind it
+    assert [plan.step for plan in world.runner.plans] == [1]
+    world.turn(3)
+    assert [(o.seq_id, o.finish) for o in world.server.outputs(1)] == [
+        (1, None),
+        (1, "error"),
+        (2, None),
+        (2, None),
+        (2, "length"),
+    ]
+    assert world.scheduler.stats().blocks_used == 0
+
+
+def test_what_was_launched_behind_a_failed_step_is_finished() -> None:
+    world = ahead(2, max_step_tokens=3)
+    world.submit(1)
+    world.submit(2)
+    world.runner.broken = 1
+    world.turn(5)
+    assert [(o.seq_id, o.finish) for o in world.server.outputs(1)] == [
+        (1, "error"),
+        (2, None),
+        (2, None),
+        (2, "length"),
+    ]
+    assert (world.scheduler.stats().failed_steps, world.scheduler.stats().blocks_used) == (1, 0)
+
+
+def test_the_engine_gives_up_when_all_that_is_in_flight_fails() -> None:
+    world = ahead(2, max_step_tokens=3)
+    world.runner.broken = 9
+    for seq_id in range(4):
+        world.submit(seq_id)
+    with pytest.raises(StepsFail, match="3 steps in a row"):
+        world.turn(3)
+
+
+def test_congestion_lets_what_is_in_flight_end() -> None:
+    world = ahead()
+    world.submit(1)
+    world.turn(1)
+    world.server.congested = True
+    assert world.loop.turn()
+    assert not world.loop.turn()
+    assert (world.runner.steps, len(world.runner.plans)) == (2, 2)
+    world.server.congested = False
+    world.turn(1)
+    assert [o.finish for o in world.server.outputs(1)] == [None, None, "length"]
