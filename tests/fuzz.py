@@ -6,6 +6,7 @@ python -m tests.fuzz --requests 20000 [--seed 1]
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 import random
@@ -101,8 +102,10 @@ def script(request: Submit, choice: int) -> Script:
     return Script([*outputs, [EOS]], "stop") if draw.random() < 0.7 else Script(outputs or [[65]], "length")
 
 
-def refusal(request: Submit) -> Exception | None:
-    return Rejected("queue_full", "The queue is full.", 1.0) if request.seq_ids[0] % 20 == 19 else None
+def each_twentieth() -> Callable[[Submit], Exception | None]:
+    """A queue that is full now and then."""
+    numbers = itertools.count(1)
+    return lambda request: Rejected("queue_full", "The queue is full.", 1.0) if next(numbers) % 20 == 0 else None
 
 
 def whole_numbers(value: Any) -> Any:
@@ -139,8 +142,8 @@ def mutated(body: bytes, draw: random.Random) -> bytes:
 
 class Fuzz:
     def __init__(self, seed: int) -> None:
-        engine = FakeEngine(script, refusal=refusal)
-        self._app = create_app(toy_services(engine, max_body_bytes=1 << 20))
+        self._engine = FakeEngine(script, refusal=each_twentieth())
+        self._app = create_app(toy_services(self._engine, max_body_bytes=1 << 20))
         self._schema = schemathesis.openapi.from_asgi("/openapi.json", self._app)
         self._draw = random.Random(seed)
         self._kept: defaultdict[str, deque[Any]] = defaultdict(lambda: deque(maxlen=KEPT))
@@ -231,11 +234,14 @@ class Fuzz:
                 if event != "[DONE]" and (error := next(self._readers[case.operation.label](event), None)):
                     yield f"event {error.message[:300]} in {event}"
 
-    def still_serves(self) -> bool:
+    def unserved(self) -> list[str]:
+        """What the server answers otherwise than it should after all that, from an engine that refuses nothing more."""
+        self._engine.refusal = lambda request: None
         client = get_client(self._app)
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "seed": 1}
         answers = [client.post("/v1/chat/completions", json={**body, "stream": stream}) for stream in (False, True)]
-        return all(answer.status_code == 200 for answer in [client.get("/ready"), *answers])
+        answers.append(client.get("/ready"))
+        return [f"{each.request.url} {each.status_code} {each.text}" for each in answers if each.status_code != 200]
 
 
 def body_type(operation: Any) -> str:
@@ -263,10 +269,12 @@ def main() -> int:
     started = time.monotonic()
     fuzz = Fuzz(arguments.seed)
     report = fuzz.run(arguments.requests)
-    serves = fuzz.still_serves()
+    unserved = fuzz.unserved()
     print(report)
-    print(f"{time.monotonic() - started:.0f} s; the server {'still serves' if serves else 'SERVES NO MORE'}")
-    return 0 if serves and not report.failures else 1
+    print(
+        f"{time.monotonic() - started:.0f} s; the server {'SERVES NO MORE' if unserved else 'still serves'}", *unserved
+    )
+    return 1 if unserved or report.failures else 0
 
 
 if __name__ == "__main__":
