@@ -1,0 +1,196 @@
+"""What the gateway costs: the real process, between an engine that computes nothing and a client that only counts.
+
+    python -m benchmarks.gateway_cost
+    python -m benchmarks.gateway_cost --streams 256 --tokens 128 --step-ms 12 --clients 2
+
+Its CPU time is the figure to look at: on a small machine all three share the cores, and rates say more of those.
+us/token: processor time of the gateway for one more token of a stream, from answers of two lengths; us/request: what
+is left of a request. step 0: the engine is as fast as the gateway reads. TTFT: of all streams sent at one moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.lean_client import Seen, Work, body, drive
+from benchmarks.load import WORDS
+from benchmarks.serving import wait_ready
+
+MODEL = "SmolLM2-135M-Instruct"  # of which only the tokenizer is used
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+SHORT = 8  # tokens of the answers that tell what a request costs
+LEAD_S = 0.5  # for the clients to connect
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    tokens: int
+    requests: int
+    wall_s: float
+    cpu_s: float
+    events: int
+    reads: int
+    ttft_ms: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    endpoint: str
+    streams: int
+    step_ms: float
+    tok_per_s: float
+    events_per_token: float
+    busy: float  # share of a core that the gateway took
+    us_per_token: float
+    us_per_request: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+
+
+def serve(port: int, step_ms: float) -> int:
+    """The gateway, in this process."""
+    from gateway.cli import configure_logging
+    from gateway.config import Config
+    from gateway.serve import Surroundings, serve
+
+    configure_logging("warning")
+    command = (sys.executable, "-m", "benchmarks.null_engine", str(step_ms))
+    quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    around = Surroundings(dict(os.environ), quiet, quiet, engine_command=command)
+    return serve(Config(port=port, max_seqs=1024, log_level="warning"), around)
+
+
+@contextmanager
+def gateway(step_ms: float) -> Iterator[tuple[int, int]]:
+    """(process id, port)"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.gateway_cost", "--serve", str(port), "--step-ms", str(step_ms)]
+    process = subprocess.Popen(command)
+    try:
+        wait_ready(process, f"http://127.0.0.1:{port}/ready")
+        yield process.pid, port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def cpu_s(pid: int) -> float:
+    """Of all threads of a process so far."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+class Bench:
+    """One gateway, and the clients that ask it."""
+
+    def __init__(self, pid: int, port: int, args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+        self._pid, self._port, self._args, self._pool = pid, port, args, pool
+        self._rng = random.Random(args.seed)
+
+    def run(self, endpoint: str, streams: int, tokens: int, turns: int = 1) -> Run:
+        num = self._args.clients
+        texts = [" " + " ".join(self._rng.choices(WORDS, k=self._args.words)) for _ in range(streams)]
+        bodies = [body(MODEL, endpoint, text, tokens) for text in texts]
+        start_at = time.monotonic() + LEAD_S
+        work = [Work(self._port, PATHS[endpoint], bodies[place::num], turns, start_at) for place in range(num)]
+        asked = [self._pool.submit(drive, each) for each in work]
+        time.sleep(LEAD_S * 0.9)
+        before = cpu_s(self._pid)
+        seen: list[Seen] = [each.result() for each in asked]
+        spent = cpu_s(self._pid) - before
+        got = sum(each.tokens for each in seen)
+        if got != streams * tokens * turns:
+            raise SystemExit(f"{got} tokens came of {streams * tokens * turns}")
+        ttft = sorted(seconds * 1e3 for each in seen for seconds in each.ttft_s)
+        wall = max(each.ended_at for each in seen) - start_at
+        events, reads = sum(each.events for each in seen), sum(each.reads for each in seen)
+        return Run(got, streams * turns, wall, spent, events, reads, ttft)
+
+    def cost(self, endpoint: str, streams: int) -> Cost:
+        args = self._args
+        short = self.run(endpoint, streams, SHORT, turns=max(1, 512 // streams))
+        runs = [self.run(endpoint, streams, args.tokens) for _ in range(args.rounds)]
+        cpu, tokens, requests = (statistics.fmean(column) for column in zip(*map(_sums, runs), strict=True))
+        short_cpu, short_tokens, short_requests = _sums(short)
+        # cpu = requests * a + tokens * b, for answers of two lengths
+        a_short, a_long = short_cpu / short_requests, cpu / requests
+        per_token = (a_long - a_short) / (tokens / requests - short_tokens / short_requests)
+        ttft = [run.ttft_ms for run in runs]
+        return Cost(
+            endpoint,
+            streams,
+            args.step_ms,
+            round(statistics.median(run.tokens / run.wall_s for run in runs)),
+            round(statistics.fmean(run.events / run.tokens for run in runs), 3),
+            round(statistics.fmean(run.cpu_s / run.wall_s for run in runs), 2),
+            round(per_token * 1e6, 1),
+            round((a_short - per_token * SHORT) * 1e6),
+            round(statistics.median(each[len(each) // 2] for each in ttft), 1),
+            round(statistics.median(each[int(len(each) * 0.99)] for each in ttft), 1),
+        )
+
+
+def _sums(run: Run) -> tuple[float, int, int]:
+    return run.cpu_s, run.tokens, run.requests
+
+
+COLUMNS = ("endpoint", "streams", "step ms", "tok/s", "events/tok", "busy", "us/token", "us/req", "TTFT p50", "p99")
+
+
+def measure(args: argparse.Namespace) -> list[Cost]:
+    rows = []
+    print(" ".join(name.rjust(11) for name in COLUMNS))
+    context = multiprocessing.get_context("spawn")
+    with gateway(args.step_ms) as (pid, port), ProcessPoolExecutor(args.clients, context) as pool:
+        bench = Bench(pid, port, args, pool)
+        for endpoint in args.endpoints:
+            bench.run(endpoint, 64, 32)
+            for streams in args.streams:
+                rows.append(bench.cost(endpoint, streams))
+                print(" ".join(str(value).rjust(11) for value in asdict(rows[-1]).values()), flush=True)
+    return rows
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=numbers, default=[64, 256])
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer")
+    parser.add_argument("--words", type=int, default=128, help="of a prompt")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="between two tokens of a stream")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=1, help="processes")
+    parser.add_argument("--endpoints", type=lambda text: text.split(","), default=[*PATHS])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        sys.exit(serve(args.serve, args.step_ms))
+    rows = measure(args)
+    summary = {"benchmark": "gateway_cost", "cores": os.cpu_count(), "python": sys.version.split()[0]}
+    print(json.dumps({**summary, "rows": [asdict(row) for row in rows]}))
+
+
+if __name__ == "__main__":
+    main()
