@@ -26,7 +26,7 @@ class Executor(Protocol):
 
     def launch(self, plan: StepPlan) -> None:
         """Begins the plan behind those launched before it, and waits for none of them. If it raises, the plan is not
-        to be finished."""
+        to be finished; its releases are done nevertheless."""
 
     def finish(self) -> StepResult:
         """Waits for the oldest launched plan. It is finished also where this raises, and those behind it may be."""
