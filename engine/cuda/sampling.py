@@ -1,0 +1,173 @@
+"""The next token of each sampled position, drawn as engine/noise.py specifies, bit for bit.
+
+    logits [S, vocab]:  | chunk 0 | chunk 1 | ...                 first kernel, program (chunk, s)
+    scratch [S, chunks]:  best of each chunk, one int64:  | score, as an integer that sorts alike | id, bits flipped |
+    tokens_out [S]:       the largest of those                    second kernel, program s
+
+A larger score wins, then the lower id, so that one maximum of integers decides. Greedy rows score by the logit alone.
+
+Two logarithms in float64 for each id would cost more than reading the logits. But with v = 1 - u, exactly known,
+
+    g = -log(-log(1 - v)) < -log(v)     since -log(1 - v) > v
+
+bounds every score from above for one fast logarithm. The id with the highest bound is scored exactly; only where
+another id's bound reaches that score (rare: the bound is tight where v is small, and winners' v is), all are.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine import noise
+
+SMALL_CHUNK, LARGE_CHUNK = 1024, 4096
+FEW_SAMPLES = 8  # for which small chunks fill the device better
+GOLDEN, MIX_1, MIX_2 = tl.constexpr(noise.GOLDEN), tl.constexpr(noise.MIX_1), tl.constexpr(noise.MIX_2)
+LAST_ID = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def _row_key(seed, position):
+    """(low, high) 32 bits, as noise.row_key."""
+    z = seed.to(tl.uint64, bitcast=True) + position.to(tl.uint64) * GOLDEN
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    z = z ^ (z >> 31)
+    return z.to(tl.uint32), (z >> 32).to(tl.uint32)
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * MIX_1
+    x = (x ^ (x >> 15)) * MIX_2
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _hash(ids, low, high):
+    return _mix(_mix(ids.to(tl.uint32) ^ low) + high)
+
+
+@triton.jit
+def _gumbel(h):
+    """As noise.gumbel."""
+    u = (h.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2 ** -32
+    return (-tl.log(-tl.log(u))).to(tl.float32)
+
+
+@triton.jit
+def _gumbel_bound(h):
+    """Not less than the true value but for the errors of float32."""
+    v = ((h ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    return -tl.log(v)
+
+
+@triton.jit
+def _best(score, ids):
+    """The highest score and the lowest id that has it."""
+    best = tl.max(score, axis=0)
+    return best, tl.min(tl.where(score == best, ids, LAST_ID), axis=0)
+
+
+@triton.jit
+def _packed(score, token):
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)  # one zero: the two are equal scores
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) | (token ^ LAST_ID).to(tl.int64)
+
+
+@triton.jit
+def _best_of_chunks(
+    logits,
+    samples,
+    rows,
+    positions,
+    temperatures,
+    seeds,
+    counts,
+    scratch,
+    vocab: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    s = tl.program_id(1)
+    if s >= tl.load(counts + 3):
+        return
+    token = tl.load(samples + s)
+    row = tl.load(rows + token)
+    temperature = tl.load(temperatures + row)
+    ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    logit = tl.load(logits + s.to(tl.int64) * vocab + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
+    logit = tl.where(logit == logit, logit, float("-inf"))
+    if temperature > 0.0:
+        low, high = _row_key(tl.load(seeds + row), tl.load(positions + token) + 1)
+        h = _hash(ids, low, high)
+        bound = logit * (1.0 / temperature) + _gumbel_bound(h)
+        _, winner = _best(bound, ids)
+        scaled = tl.div_rn(tl.max(tl.where(ids == winner, logit, float("-inf")), axis=0), temperature)
+        score = scaled + _gumbel(_hash(winner, low, high))
+        slack = tl.where(tl.abs(score) < float("inf"), 1e-4 + 1e-6 * tl.abs(score), 0.0)
+        rivals = tl.sum((bound >= score - slack).to(tl.int32), axis=0)
+        if (rivals > 1) | (temperature < 1e-30):
+            score, winner = _best(tl.div_rn(logit, temperature) + _gumbel(h), ids)
+    else:
+        score, winner = _best(logit, ids)
+    tl.store(scratch + s * tl.num_programs(0) + chunk, _packed(score, winner))
+
+
+@triton.jit
+def _best_of_all(scratch, samples, rows, counts, tokens_out, last_tokens, chunks: tl.constexpr, CHUNKS: tl.constexpr):
+    s = tl.program_id(0)
+    if s >= tl.load(counts + 3):
+        return
+    chunk = tl.arange(0, CHUNKS)
+    lowest = -0x8000000000000000
+    best = tl.max(tl.load(scratch + s * chunks + chunk, mask=chunk < chunks, other=lowest), axis=0)
+    token = (best & LAST_ID) ^ LAST_ID
+    tl.store(tokens_out + s, token)
+    tl.store(last_tokens + tl.load(rows + tl.load(samples + s)), token)
+
+
+def scratch(max_samples: int, vocab: int, device: torch.device) -> Tensor:
+    """What sample_plain needs beside its arguments; never read before it is written."""
+    return torch.empty(max_samples, triton.cdiv(vocab, SMALL_CHUNK), dtype=torch.int64, device=device)
+
+
+def sample_plain(
+    logits: Tensor,
+    samples: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    temperatures: Tensor,
+    seeds: Tensor,
+    counts: Tensor,
+    scratch: Tensor,
+    tokens_out: Tensor,
+    last_tokens: Tensor,
+) -> None:
+    """Greedy where a row's temperature is 0, else a draw; to tokens_out[s] and last_tokens[row]. Skips padding.
+
+    logits: [samples, vocab]; samples, rows, positions, counts: int32 as in engine/cuda/step.py; temperatures: [rows]
+    float32; seeds: [rows] int64, the bits of a uint64; tokens_out: [samples] int64; last_tokens: [rows] int64.
+    A NaN counts as -inf; where every logit does, id 0 is drawn.
+    """
+    num_samples, vocab = logits.shape
+    size = SMALL_CHUNK if num_samples <= FEW_SAMPLES else LARGE_CHUNK
+    chunks = triton.cdiv(vocab, size)
+    _best_of_chunks[(chunks, num_samples)](
+        logits, samples, rows, positions, temperatures, seeds, counts, scratch, vocab, size, num_warps=4
+    )
+    _best_of_all[(num_samples,)](
+        scratch,
+        samples,
+        rows,
+        counts,
+        tokens_out,
+        last_tokens,
+        chunks,
+        triton.next_power_of_2(chunks),
+        num_warps=1 if chunks <= 256 else 4,
+    )

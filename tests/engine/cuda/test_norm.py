@@ -1,0 +1,38 @@
+"""Norms against torch's own on the CPU, in float64 for the bounds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.cuda.norm import add_rms_norm, rms_norm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-5
+COMPILED = torch.cuda.is_available()
+BF16 = 2**-8 if COMPILED else 2**-7  # Triton's interpreter truncates to bfloat16 where the device rounds
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: BF16, torch.float16: 2**-10}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 64), (3, 576), (2, 1024), (5, 80), (2, 4096)])
+def test_norm_is_that_of_torch(tokens: int, hidden: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(tokens, hidden).to(dtype), torch.randn(hidden).to(dtype)
+    out = torch.full((tokens, hidden), float("nan"), dtype=dtype, device=DEVICE)
+    rms_norm(x.to(DEVICE), weight.to(DEVICE), EPS, out)
+    expected = F.rms_norm(x.double(), (hidden,), weight.double(), EPS)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("tokens", "hidden"), [(1, 64), (4, 576), (2, 960)])
+def test_residual_is_added_and_stored_before_the_norm(tokens: int, hidden: int, dtype: torch.dtype) -> None:
+    x, residual = torch.randn(2, tokens, hidden).to(dtype)
+    weight = torch.randn(hidden).to(dtype)
+    out = torch.full((tokens, hidden), float("nan"), dtype=dtype, device=DEVICE)
+    summed = residual.to(DEVICE, copy=True)
+    add_rms_norm(x.to(DEVICE), summed, weight.to(DEVICE), EPS, out)
+    if COMPILED or dtype != torch.bfloat16:
+        assert torch.equal(summed.cpu(), x + residual)
+    torch.testing.assert_close(summed.cpu(), x + residual, rtol=ROUNDING[dtype], atol=1e-6)
+    expected = F.rms_norm(summed.cpu().double(), (hidden,), weight.double(), EPS)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
