@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import msgspec
 from msgspec import Raw
 
 from gateway.messages.types import (
@@ -18,7 +17,7 @@ from gateway.messages.types import (
     ToolResultInput,
     ToolUseInput,
 )
-from gateway.requests.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, field_names, invalid, unbuilt
 
 T = TypeVar("T")
 Role = Literal["user", "assistant", "system", "tool"]
@@ -56,7 +55,7 @@ def read(raw: Raw, kind: type[T], where: str, ignored: list[str]) -> T:
 
 
 def tell_unknown(fields: Mapping[str, Raw], kind: type[Any], where: str, ignored: list[str]) -> None:
-    known = {each.encode_name for each in msgspec.structs.fields(kind)}
+    known = field_names(kind)
     ignored += [f"{where}.{name}" for name, raw in fields.items() if name not in known and bytes(raw) != b"null"]
 
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.openai import FunctionDefinition, Message, MessageToolCall, TextPart, ToolDefinition
-from gateway.requests.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, field_names, invalid, unbuilt
 from gateway.tools.base import Tool
 
 MAX_TOOLS = 128
@@ -45,9 +45,9 @@ def chat_messages(raws: Sequence[Raw], ignored: list[str] | None = None) -> list
 
 def _unknown(raw: Raw, kind: type[Any], where: str) -> list[str]:
     """Fields that ask for something, and that nobody here knows."""
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
     fields = decode(raw, dict[str, Raw], where)
-    return [f"{where}.{name}" for name in sorted(fields.keys() - known) if bytes(fields[name]) not in _NOTHING]
+    unknown = sorted(fields.keys() - field_names(kind))
+    return [f"{where}.{name}" for name in unknown if bytes(fields[name]) not in _NOTHING]
 
 
 def _without_effect(message: Message, where: str) -> list[str]:

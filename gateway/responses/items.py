@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec import Raw
 
 from gateway.errors import ApiError
 from gateway.openai import encode
-from gateway.requests.parse import decode, invalid, unbuilt
+from gateway.requests.parse import decode, field_names, invalid, unbuilt
 from gateway.responses.store import Store
 from gateway.responses.types import (
     CallInput,
@@ -170,7 +169,7 @@ class ItemReader:
         return ((raw, f"{where}[{index}]") for index, raw in enumerate(raws))
 
     def _decode(self, raw: Raw, kind: type[T], where: str) -> T:
-        known = {each.encode_name for each in msgspec.structs.fields(kind)} | _HARMLESS  # type: ignore[arg-type]
+        known = field_names(kind) | _HARMLESS
         given = decode(raw, dict[str, Any], where)
         self.ignored += [f"{where}.{name}" for name, value in given.items() if name not in known and value is not None]
         return decode(raw, kind, where)
