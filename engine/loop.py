@@ -272,7 +272,7 @@ def _frames(outputs: list[Output], record: StepRecord | None, stats: EngineStats
 
 def _record(plan: StepPlan, seconds: float) -> StepRecord:
     """Prompt tokens are those of works that compute more than one, or that do not sample."""
-    chunks = sum(work.count > 1 or not work.sample for work in plan.works)
+    chunks = sum([work.count > 1 or not work.sample for work in plan.works])
     kind: Literal["prefill", "decode", "mixed"] = "mixed"
     if chunks == 0:
         kind = "decode"

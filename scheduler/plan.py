@@ -2,6 +2,8 @@
 
 A decode `Work` carries no token id: the runner keeps each slot's last sampled token on its device. That is what lets
 step N+1 be planned and launched while step N still runs.
+
+gc=False: what is made for every sequence in every step need not be looked at by the collector, as it is in no cycle.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True):
     start: int  # keys and values of tokens[:start] are already in `blocks`
 
 
-class Work(msgspec.Struct, frozen=True, array_like=True):
+class Work(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute positions start .. start+count-1 of the sequence in `slot`.
 
     sample: its last row's logits give the next token (a prompt chunk that does not end the tokens has sample=False).
@@ -49,10 +51,14 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_tokens(self) -> int:
-        return sum(work.count for work in self.works)
+        return sum([work.count for work in self.works])
+
+    @property
+    def num_samples(self) -> int:
+        return sum([work.sample for work in self.works])
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probability (natural, of the unmodified distribution) of a sampled token, and the most likely ids."""
 
     logprob: float
@@ -78,7 +84,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompts: dict[int, PromptResult] = {}  # by index into `tokens`: prompts whose computation this step finished
 
 
-class Event(msgspec.Struct, frozen=True, array_like=True):
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a commit did to one sequence: new tokens, or its end, or both."""
 
     seq_id: int

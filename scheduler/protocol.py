@@ -123,7 +123,7 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True):
     prompt: PromptResult | None = None
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True):
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seq_id: int
     tokens: list[int]  # includes the stop id that ended it, if one did
     finish: FinishReason | None

@@ -165,7 +165,7 @@ class Scheduler:
         """The next step's work. None: nothing to do, or nothing before a plan in flight is committed."""
         draft = _Draft(self.limits.max_step_tokens)
         decodes, prompts = self._sort_running()
-        num_growing = sum(self._is_full(seq) for seq in decodes)
+        num_growing = self._num_full(decodes)
         calm = num_growing <= self._pool.free
         if not calm:
             self._make_room(num_growing)
@@ -193,6 +193,10 @@ class Scheduler:
             elif length < seq.max_len or not seq.in_flight:  # or else the token in flight is its last
                 decodes.append(seq)
         return decodes, prompts
+
+    def _num_full(self, seqs: list[Sequence]) -> int:
+        size = self._pool.block_size
+        return sum([seq.computed == len(seq.blocks) * size for seq in seqs])
 
     def _is_full(self, seq: Sequence) -> bool:
         return seq.computed == len(seq.blocks) * self._pool.block_size
@@ -291,7 +295,7 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Event]:
         """The step has run: publishes the blocks it filled, appends its tokens, says what that brought."""
-        if len(result.tokens) != sum(work.sample for work in plan.works):
+        if len(result.tokens) != plan.num_samples:
             raise ValueError(f"step {plan.step}: {len(result.tokens)} tokens is not one for each sample")
         flight = self._settle(plan)
         now = self._clock()
@@ -337,13 +341,13 @@ class Scheduler:
 
     def _append(self, seq: Sequence, result: StepResult, index: int, now: float) -> Event:
         """Where nothing is to be generated, the token is dropped, and the prompt's end is the end."""
-        is_first = seq.num_generated == 0
+        is_first = len(seq.tokens) == seq.prompt_len
         tokens = result.tokens[index : index + 1] if seq.params.max_tokens else []
         logprob = result.logprobs[index] if tokens and result.logprobs else None
         logprobs = None if logprob is None else [logprob]
         seq.tokens += tokens
         seq.in_flight -= 1
-        finish = self._reason_to_end(seq, complete=bool(tokens) and index in result.complete)
+        finish = self._reason_to_end(seq, complete=index in result.complete) if tokens else "length"
         if finish is not None:
             self._end(seq, finish)
         if not is_first or seq.admitted is None:
@@ -353,8 +357,8 @@ class Scheduler:
         return Event(seq.id, tokens, logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit, prompt)
 
     def _reason_to_end(self, seq: Sequence, complete: bool) -> FinishReason | None:
-        is_stop = seq.num_generated > 0 and seq.tokens[-1] in seq.params.stop_ids
-        if complete or (is_stop and seq.num_generated >= seq.params.min_tokens):
+        """After its newest token."""
+        if complete or (seq.tokens[-1] in seq.params.stop_ids and seq.num_generated >= seq.params.min_tokens):
             return "stop"
         return "length" if len(seq.tokens) >= seq.max_len else None
 
