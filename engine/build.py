@@ -18,7 +18,7 @@ from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, open_checkpoint
 from engine.models.decoder import Decoder
-from engine.models.weights import Weights, allocate, destinations, fill
+from engine.models.weights import Weights, allocate, destinations
 from engine.rows import RowTable
 from engine.runner import Runner
 from scheduler.blocks import BlockPool
@@ -81,7 +81,7 @@ def _set_threads(host: Host) -> None:
 
 def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> Weights:
     weights = allocate(checkpoint.spec, host.dtype, host.device)
-    fill(destinations(checkpoint.spec, weights), checkpoint.tensors(), checkpoint.ignores, report)
+    checkpoint.read_into(destinations(checkpoint.spec, weights), report)
     return weights
 
 

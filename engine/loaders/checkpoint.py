@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from torch import Tensor
 
+from engine.errors import ModelRefused
 from engine.models.spec import ModelSpec
+
+Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Checkpoint(Protocol):
     spec: ModelSpec
     rope_factors: Tensor | None  # divisors of the rotary frequencies that the file itself holds
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, tensor in the file's own or in float32 precision), each once, in file order.
+    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+        """Fills every view of `table` (Hugging Face name -> place of the tensor, contiguous, on any device).
 
-        Raises ModelRefused for a tensor that cannot be read.
+        Raises ModelRefused for a tensor that is missing, unknown, wrongly shaped or cannot be read.
         """
-
-    def ignores(self, name: str) -> bool:
-        """Whether a tensor without a place in the decoder is harmless."""
 
 
 def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"], seed: int) -> Checkpoint:
@@ -38,3 +38,23 @@ def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"],
     from engine.loaders.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)
+
+
+def check_names(
+    table: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], ignored: Callable[[str], bool]
+) -> None:
+    """Raises ModelRefused unless the tensors of a file are those of `table`, in name and shape.
+
+    shapes: of all tensors in the file; ignored: those without a place that do no harm.
+    """
+    for name, shape in shapes.items():
+        view = table.get(name)
+        if view is None:
+            if not ignored(name):
+                raise ModelRefused(f"tensor {name} of the checkpoint has no place in this architecture")
+        elif tuple(view.shape) != tuple(shape):
+            raise ModelRefused(f"tensor {name} has shape {list(shape)}, expected {list(view.shape)}")
+    missing = sorted(set(table) - set(shapes))
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ModelRefused(f"the checkpoint lacks {len(missing)} tensor{'s' * (len(missing) > 1)}: {shown}")

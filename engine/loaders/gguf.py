@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelRefused
+from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.gguf_file import GgufFile
 from engine.models.spec import ModelSpec, RopeScaling
 
@@ -46,18 +47,26 @@ class GgufCheckpoint:
         self.spec = _spec(_Metadata(self._file), self._file)
         self.rope_factors = self._read(ROPE_FACTORS) if ROPE_FACTORS in self._file.tensors else None
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        interleaved = ARCHITECTURES[_Metadata(self._file).architecture]["interleaved"]
-        for name in self._file.tensors:
-            values = self._read(name)
-            if interleaved and name.endswith((".attn_q.weight", ".attn_q.bias")):
-                values = half_split(values, self.spec.num_heads)
-            elif interleaved and name.endswith((".attn_k.weight", ".attn_k.bias")):
-                values = half_split(values, self.spec.num_kv_heads)
-            yield hf_name(name), values
+    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+        tensors = {hf_name(name): tensor for name, tensor in self._file.tensors.items()}
+        check_names(table, {name: tensor.shape for name, tensor in tensors.items()}, lambda name: name == ROPE_FACTORS)
+        done, total = 0, sum(tensors[name].num_bytes for name in table)
+        for name, tensor in tensors.items():
+            if name in table:
+                table[name].copy_(self._in_order(tensor.name))
+                done += tensor.num_bytes
+                report(done, total)
 
-    def ignores(self, name: str) -> bool:
-        return name == ROPE_FACTORS
+    def _in_order(self, name: str) -> Tensor:
+        """With the rows of q and k as the forward pass needs them."""
+        values = self._read(name)
+        if not ARCHITECTURES[_Metadata(self._file).architecture]["interleaved"]:
+            return values
+        if name.endswith((".attn_q.weight", ".attn_q.bias")):
+            return half_split(values, self.spec.num_heads)
+        if name.endswith((".attn_k.weight", ".attn_k.bias")):
+            return half_split(values, self.spec.num_kv_heads)
+        return values
 
     def _read(self, name: str) -> Tensor:
         return torch.from_numpy(self._file.values(self._file.tensors[name]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import ModelRefused
+from engine.loaders.checkpoint import Report, check_names
+from engine.loaders.reading import Read, read_all
+from engine.loaders.safetensors_file import SafetensorsFile
 from engine.models.spec import ModelSpec, spec_from_config
 
 INDEX = "model.safetensors.index.json"
@@ -21,17 +23,21 @@ class SafetensorsCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.spec: ModelSpec = spec_from_config(read_json(folder / "config.json"))
-        self._files = _files(folder)
-        for file in self._files:  # a truncated file is found out here, before anything is allocated
-            _open(file).__exit__(None, None, None)
+        # A truncated file is found out here, before anything is allocated.
+        self._files = [SafetensorsFile(path) for path in _paths(folder)]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for file in self._files:
-            with _open(file) as shard:
-                for name in shard.keys():  # noqa: SIM118 (not a dict)
-                    yield name, shard.get_tensor(name)
+    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+        shapes = {tensor.name: tensor.shape for file in self._files for tensor in file.tensors}
+        check_names(table, shapes, self._ignored)
+        reads = {  # by name: of a tensor that two files have, the last
+            tensor.name: Read(file.path, tensor.offset, tensor.torch_dtype(), table[tensor.name])
+            for file in self._files
+            for tensor in file.tensors
+            if tensor.name in table
+        }
+        read_all(list(reads.values()), next(iter(table.values())).device, report)
 
-    def ignores(self, name: str) -> bool:
+    def _ignored(self, name: str) -> bool:
         """Recomputed buffers, and the copy of the embedding that some tied checkpoints carry."""
         return name.endswith("rotary_emb.inv_freq") or (self.spec.tied and name == "lm_head.weight")
 
@@ -48,22 +54,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _files(folder: Path) -> list[Path]:
+def _paths(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         shards = read_json(folder / INDEX).get("weight_map", {})
-        files = [folder / name for name in sorted(set(shards.values()))]
-        absent = [file.name for file in files if not file.exists()]
+        paths = [folder / name for name in sorted(set(shards.values()))]
+        absent = [path.name for path in paths if not path.exists()]
         if absent:
             raise ModelRefused(f"{INDEX} names {absent[0]}, which is not in {folder}")
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+        return paths
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
         raise ModelRefused(f"{folder} has no .safetensors files")
-    return files
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelRefused(f"{file.name} cannot be read as safetensors, it may be truncated ({error})") from None
+    return paths

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.errors import ModelRefused
 from engine.models.spec import ModelSpec
 
 
@@ -118,31 +117,3 @@ def _split(
     yield from zip((f"{name}.weight" for name in names), torch.split(weight, rows), strict=True)
     if bias is not None:
         yield from zip((f"{name}.bias" for name in names), torch.split(bias, rows), strict=True)
-
-
-def fill(
-    table: dict[str, Tensor],
-    tensors: Iterable[tuple[str, Tensor]],
-    ignored: Callable[[str], bool],
-    report: Callable[[int, int], None],
-) -> None:
-    """Copies every tensor to its place. Raises ModelRefused for a missing, unknown or wrongly shaped one.
-
-    report(done, total): parameters copied so far.
-    """
-    missing, total, done = set(table), sum(view.numel() for view in table.values()), 0
-    for name, tensor in tensors:
-        view = table.get(name)
-        if view is None:
-            if ignored(name):
-                continue
-            raise ModelRefused(f"tensor {name} of the checkpoint has no place in this architecture")
-        if view.shape != tensor.shape:
-            raise ModelRefused(f"tensor {name} has shape {list(tensor.shape)}, expected {list(view.shape)}")
-        view.copy_(tensor)
-        missing.discard(name)
-        done += view.numel()
-        report(done, total)
-    if missing:
-        shown = ", ".join(sorted(missing)[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelRefused(f"the checkpoint lacks {len(missing)} tensor{'s' * (len(missing) > 1)}: {shown}")
