@@ -1,0 +1,166 @@
+"""Prefill attention on a GPU: runs of consecutive tokens against the paged keys and values of their row.
+
+A tile is (t0, n): tokens t0 .. t0+n-1 of one row, whose keys are in the cache already. One program takes one tile and
+one kv head; its M rows are the tokens times the query heads that share the kv head, so that each key is read once for
+all of them: 32 tokens of 4 heads are 128 rows. Keys come in turns of BLOCK_N, and only those at the edges need a mask:
+
+                 keys ->    lo      full                          edge     kv_len
+        token t0            |//|..........................|..|\\\\
+        token t0+n-1        |  |//........................|..|.........\\|
+                            left      every row sees            right
+                            (window)  every key: no mask        (causal)
+
+Programs stay and take tiles from longest to shortest, there and back (0 1 2 2 1 0 0 ..), which evens out their work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.cuda.attention import LOG2_E, LOWEST, NO_WINDOW, absorb, load_rows, locate, programs
+from engine.kvcache import LayerKV
+
+ROWS = 128  # of a tile: tokens * query heads of a kv head
+PROGRAMS_PER_SM = 2
+OPTIONS = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+
+
+def tile_tokens(group: int, rows: int = ROWS) -> int:
+    """Tokens of a full tile. group: query heads that share a kv head."""
+    return max(1, rows // group)
+
+
+def prefill_tiles(
+    starts: NDArray[Any], counts: NDArray[Any], positions: NDArray[Any], group: int, rows: int = ROWS
+) -> NDArray[np.int32]:
+    """starts, counts, positions: [n], of each run of tokens: index of the first, how many, position of the first.
+    Returns [tiles, 2]: index of the first token, how many; longest context first."""
+    size = tile_tokens(group, rows)
+    tiles = -(-counts // size)
+    run = np.repeat(np.arange(len(counts)), tiles)
+    skipped = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * size
+    found = np.stack([starts[run] + skipped, np.minimum(counts[run] - skipped, size)], axis=1)
+    order = np.argsort(-(positions[run] + skipped), kind="stable")
+    return found[order].astype(np.int32)
+
+
+def prefill_attention(
+    q: Tensor,
+    cache: LayerKV,
+    rows: Tensor,
+    positions: Tensor,
+    block_tables: Tensor,
+    tiles: Tensor,
+    counts: Tensor,
+    out: Tensor,
+    scale: float,
+    window: int | None,
+    options: dict[str, int] = OPTIONS,
+    programs_per_sm: int = PROGRAMS_PER_SM,
+    tile_rows: int = ROWS,
+) -> None:
+    """q: [tokens, heads, head_dim], contiguous but for its first stride; rows, positions: [tokens]; block_tables:
+    [rows, max_blocks]; tiles: [>= counts[0], 2]; counts: [8]; out: [tokens, heads, head_dim], written where there are
+    tiles. All integers int32."""
+    kv_heads, block_size, head_dim = cache.keys.shape[1:]
+    group = q.shape[1] // kv_heads
+    _prefill[(min(programs(q.device, programs_per_sm), len(tiles) * kv_heads),)](
+        q,
+        cache.keys,
+        cache.values,
+        rows,
+        positions,
+        block_tables,
+        tiles,
+        counts,
+        out,
+        scale * LOG2_E,
+        window or NO_WINDOW,
+        q.stride(0),
+        block_tables.stride(0),
+        GROUP=group,
+        ROWS=max(tile_rows, triton.next_power_of_2(group)),
+        KV_HEADS=kv_heads,
+        BLOCK_SIZE=block_size,
+        HEAD_DIM=head_dim,
+        WIDTH=triton.next_power_of_2(head_dim),
+        **options,
+    )
+
+
+@triton.jit(do_not_specialize=["window"])
+def _prefill(
+    q,
+    keys,
+    values,
+    rows,
+    positions,
+    tables,
+    tiles,
+    counts,
+    out,
+    scale,  # of scores, times log2(e)
+    window,
+    q_stride,
+    table_stride,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr,  # HEAD_DIM, padded
+    BLOCK_N: tl.constexpr,
+):
+    pid, step = tl.program_id(0), tl.num_programs(0)
+    items = tl.load(counts) * KV_HEADS
+    token, member = tl.arange(0, ROWS) // GROUP, tl.arange(0, ROWS) % GROUP
+    lane = tl.arange(0, WIDTH)
+    for base in range(0, items, step):
+        item = base + tl.where(base // step % 2 == 0, pid, step - 1 - pid)
+        if item < items:
+            tile, head = item // KV_HEADS, item % KV_HEADS
+            t = tl.load(tiles + 2 * tile)
+            n = tl.load(tiles + 2 * tile + 1)
+            position = tl.load(positions + t)
+            table = tables + tl.load(rows + t) * table_stride
+            inside = (token < n)[:, None] & (lane < HEAD_DIM)[None, :]
+            heads = head * GROUP + member
+            at = (t + token) * q_stride + heads * HEAD_DIM
+            query = tl.load(q + at[:, None] + lane[None, :], mask=inside, other=0)
+
+            low = tl.maximum(position - window + 1, 0) // BLOCK_N * BLOCK_N
+            edge = (position + 1) // BLOCK_N * BLOCK_N  # from here on, the first token does not see all
+            full = (tl.maximum(position + n - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+            full = tl.minimum(full, edge)  # from here on, the last token sees all
+            top = tl.full([ROWS], LOWEST, tl.float32)
+            total = tl.zeros([ROWS], tl.float32)
+            summed = tl.zeros([ROWS, WIDTH], tl.float32)
+            for first in range(full, edge, BLOCK_N):
+                key = first + tl.arange(0, BLOCK_N)
+                places = locate(table, key, None, head, KV_HEADS, BLOCK_SIZE) * HEAD_DIM
+                k = load_rows(keys, places, None, lane, HEAD_DIM, WIDTH)
+                scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
+                v = load_rows(values, places, None, lane, HEAD_DIM, WIDTH)
+                top, total, summed = absorb(scores, v, top, total, summed)
+            for turn in range(low, position + n - (edge - full), BLOCK_N):
+                first = turn + tl.where(turn < full, 0, edge - full)
+                key = first + tl.arange(0, BLOCK_N)
+                there = key < position + n
+                places = locate(table, key, there, head, KV_HEADS, BLOCK_SIZE) * HEAD_DIM
+                k = load_rows(keys, places, there, lane, HEAD_DIM, WIDTH)
+                scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
+                behind = (position + token)[:, None] - key[None, :]
+                scores = tl.where((behind >= 0) & (behind < window), scores, float("-inf"))
+                v = load_rows(values, places, there, lane, HEAD_DIM, WIDTH)
+                top, total, summed = absorb(scores, v, top, total, summed)
+
+            at = (t + token) * (KV_HEADS * GROUP * HEAD_DIM) + heads * HEAD_DIM
+            total = tl.where(token < n, total, 1)
+            result = (summed / total[:, None]).to(out.dtype.element_ty)
+            tl.store(out + at[:, None] + lane[None, :], result, mask=inside)

@@ -1,0 +1,99 @@
+"""Decode attention against its definition in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.cuda import attention
+from tests.engine.cuda.paged import Shape, Step, check, random_step
+
+SHAPES = [
+    Shape(4, 4, 64, 16),
+    Shape(4, 2, 128, 32),
+    Shape(9, 3, 64, 16),
+    Shape(8, 2, 96, 16),
+    Shape(14, 2, 64, 64),
+    Shape(8, 1, 128, 16),
+]
+CONTEXTS = [1, 15, 16, 17, 64, 65, 255, 256, 257, 512, 600]
+NARROW = [torch.bfloat16, torch.float16]
+
+
+def decode(step: Step, window: int | None = None, split: int = 0, times: int = 1) -> torch.Tensor:
+    """Attends all runs, of one token each, and leaves the counters as they were."""
+    device, shape = step.q.device, step.shape
+    tiles = torch.from_numpy(attention.decode_tiles(step.starts, step.kv_lens, split or attention.SPLIT)).to(device)
+    space = attention.workspace(len(tiles), len(step.q), shape.heads, shape.kv_heads, shape.head_dim, device)
+    counts = torch.tensor([0, len(tiles), 0, 0, split, 0, 0, 0], dtype=torch.int32, device=device)
+    paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
+    outs = [step.out() for _ in range(times)]
+    for out in outs:
+        for leftover in (space.sums, space.highest, space.totals):
+            leftover.fill_(torch.nan)
+        attention.decode_attention(*paged, tiles, counts, out, space, step.scale, window)
+        assert not space.arrived.any()
+    assert all(torch.equal(out[: step.num_tokens], outs[0][: step.num_tokens]) for out in outs)
+    assert outs[0][step.num_tokens :].isnan().all()  # padding has no tile
+    return outs[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_contexts_around_blocks_and_splits(shape: Shape, device: torch.device) -> None:
+    step = random_step(shape, [(1, kv_len) for kv_len in CONTEXTS[:: 1 if shape.heads < 9 else 3]], device)
+    check(step, decode(step, times=2), None)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2]], ids=str)
+def test_narrow_types(shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    narrow = Shape(shape.heads, shape.kv_heads, shape.head_dim, shape.block_size, dtype)
+    step = random_step(narrow, [(1, 3), (1, 300), (1, 130)], device, seed=1)
+    check(step, decode(step, times=2), None)
+
+
+@pytest.mark.parametrize("window", [1, 16, 100, 256, 300, 5000])
+def test_windows(window: int, device: torch.device) -> None:
+    step = random_step(SHAPES[1], [(1, kv_len) for kv_len in (1, 100, 101, 512, 555, 770)], device, seed=2)
+    check(step, decode(step, window, times=2), window)
+
+
+@pytest.mark.parametrize("split", [16, 64, 128, 1024])
+def test_a_step_may_choose_its_splits(split: int, device: torch.device) -> None:
+    step = random_step(SHAPES[1], [(1, 1), (1, 500), (1, 64), (1, 129)], device, seed=3)
+    check(step, decode(step, split=split), None)
+    check(step, decode(step, 50, split=split), 50)
+
+
+def test_a_result_does_not_depend_on_what_else_is_decoded(device: torch.device) -> None:
+    step = random_step(SHAPES[1], [(1, 300), (1, 1), (1, 600)], device, seed=4)
+    together = decode(step)
+    for index in range(3):
+        kept = slice(index, index + 1)
+        alone = Step(
+            step.shape,
+            step.q[kept],
+            step.cache,
+            step.rows[kept],
+            step.positions[kept],
+            step.block_tables,
+            np.zeros(1, np.int64),
+            step.counts[kept],
+            step.kv_lens[kept],
+        )
+        assert torch.equal(decode(alone)[0], together[index])
+
+
+def test_nothing_to_decode(device: torch.device) -> None:
+    step = random_step(SHAPES[0], [(1, 5)], device)
+    space = attention.workspace(1, len(step.q), 4, 4, 64, device)
+    none = torch.zeros(8, dtype=torch.int32, device=device)
+    paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
+    out = step.out()
+    attention.decode_attention(*paged, torch.zeros(1, 2).int().to(device), none, out, space, step.scale, None)
+    assert out.isnan().all()
+
+
+def test_tiles_are_longest_first_and_whole_tokens_together() -> None:
+    tiles = attention.decode_tiles(np.array([4, 7, 2]), np.array([100, 513, 256]), 256)
+    assert tiles.tolist() == [[7, 0], [7, 1], [7, 2], [2, 0], [4, 0]]
+    assert attention.decode_tiles(np.array([], int), np.array([], int)).shape == (0, 2)
