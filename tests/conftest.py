@@ -7,6 +7,11 @@ import pytest
 
 from gateway.model.fetch import cache_folder, default_model_path
 
+# Triton reads this when it is first imported, which transformers does as well: so before any test module. Where there is
+# no GPU its kernels run in its interpreter. Asked of the driver, for tests of the scheduler do without torch.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session")
 def gguf_path() -> Path:

@@ -5,12 +5,11 @@ import os
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
-
 from tests.engine.cuda.interpreter import repair
 
 repair()
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("torch sees no GPU: set TRITON_INTERPRET=1 before anything imports triton")
 
 
 @pytest.fixture(scope="session")
