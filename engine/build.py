@@ -16,9 +16,9 @@ from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused, OutOfMemory
 from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
-from engine.loaders.checkpoint import Checkpoint, open_checkpoint
+from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.models.decoder import Decoder
-from engine.models.weights import Weights, allocate, destinations
+from engine.models.weights import Weights
 from engine.rows import RowTable
 from engine.runner import Runner
 from scheduler.blocks import BlockPool
@@ -80,9 +80,7 @@ def _set_threads(host: Host) -> None:
 
 
 def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> Weights:
-    weights = allocate(checkpoint.spec, host.dtype, host.device)
-    checkpoint.read_into(destinations(checkpoint.spec, weights), report)
-    return weights
+    return load(checkpoint, host.dtype, host.device, report)
 
 
 def choose_attention(name: str, host: Host) -> AttentionBackend[Any]:

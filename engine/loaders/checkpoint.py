@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from engine.errors import ModelRefused
 from engine.models.spec import ModelSpec
+from engine.models.weights import Weights, allocate, arrange, destinations
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -38,6 +40,13 @@ def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"],
     from engine.loaders.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, report: Report) -> Weights:
+    weights = allocate(checkpoint.spec, dtype, device)
+    checkpoint.read_into(destinations(checkpoint.spec, weights), report)
+    arrange(checkpoint.spec, weights)
+    return weights
 
 
 def check_names(

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.errors import ModelRefused
 from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.gguf_file import GgufFile
-from engine.models.spec import ModelSpec, RopeScaling
+from engine.models.spec import SMOLLM3_NOPE_STEP, ModelSpec, RopeScaling
 
 # Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
 # which the half-split convention of the forward pass needs put back in order.
@@ -38,7 +38,6 @@ LAYER_NAMES = {
 }
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FACTORS = "rope_freqs.weight"
-SMOLLM3_NOPE_STEP = 4  # every fourth layer of SmolLM3 has no rope; the file does not say so
 
 
 class GgufCheckpoint:
@@ -99,6 +98,7 @@ def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
     head_dim = meta.own("attention.key_length", hidden // heads)
     if meta.own("rope.dimension_count", head_dim) != head_dim:
         raise ModelRefused("partial rotary embeddings are not supported")
+    # The file does not say which layers have no rope.
     nope = range(SMOLLM3_NOPE_STEP - 1, layers, SMOLLM3_NOPE_STEP) if meta.architecture == "smollm3" else ()
     return ModelSpec(
         architecture=f"{meta.architecture} (GGUF)",
@@ -107,6 +107,7 @@ def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
         num_heads=heads,
         num_kv_heads=meta.own("attention.head_count_kv", heads),
         head_dim=head_dim,
+        rotary_dim=head_dim,
         ffn=meta.own("feed_forward_length"),
         vocab_size=tensors["token_embd.weight"].shape[0],
         # Stored as float32: the shortest decimal that is that float32 is what the model was trained with.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.models import rope
 from engine.models.spec import ModelSpec
 
 
@@ -104,16 +105,31 @@ def _layer_destinations(spec: ModelSpec, layer: LayerWeights) -> Iterable[tuple[
     yield "post_attention_layernorm.weight", layer.ffn_norm
     yield "self_attn.q_norm.weight", layer.q_norm
     yield "self_attn.k_norm.weight", layer.k_norm
-    qkv_names = [f"self_attn.{part}_proj" for part in "qkv"]
-    yield from _split(layer.qkv, layer.qkv_bias, qkv_names, [spec.q_size, spec.kv_size, spec.kv_size])
-    yield from _split(layer.o, layer.o_bias, ["self_attn.o_proj"], [spec.hidden])
-    yield from _split(layer.gate_up, layer.gate_up_bias, ["mlp.gate_proj", "mlp.up_proj"], [spec.ffn, spec.ffn])
-    yield from _split(layer.down, layer.down_bias, ["mlp.down_proj"], [spec.hidden])
+    qkv = {"self_attn.q_proj": spec.q_size, "self_attn.k_proj": spec.kv_size, "self_attn.v_proj": spec.kv_size}
+    gate_up = {"mlp.gate_proj": spec.ffn, "mlp.up_proj": spec.ffn}
+    if spec.stored_fused:
+        qkv, gate_up = {"self_attn.qkv_proj": sum(qkv.values())}, {"mlp.gate_up_proj": sum(gate_up.values())}
+    yield from _split(layer.qkv, layer.qkv_bias, qkv)
+    yield from _split(layer.o, layer.o_bias, {"self_attn.o_proj": spec.hidden})
+    yield from _split(layer.gate_up, layer.gate_up_bias, gate_up)
+    yield from _split(layer.down, layer.down_bias, {"mlp.down_proj": spec.hidden})
 
 
-def _split(
-    weight: Tensor, bias: Tensor | None, names: list[str], rows: list[int]
-) -> Iterable[tuple[str, Tensor | None]]:
-    yield from zip((f"{name}.weight" for name in names), torch.split(weight, rows), strict=True)
+def _split(weight: Tensor, bias: Tensor | None, rows: dict[str, int]) -> Iterable[tuple[str, Tensor | None]]:
+    """rows: of each tensor of the checkpoint, in order."""
+    sizes = list(rows.values())
+    yield from zip((f"{name}.weight" for name in rows), torch.split(weight, sizes), strict=True)
     if bias is not None:
-        yield from zip((f"{name}.bias" for name in names), torch.split(bias, rows), strict=True)
+        yield from zip((f"{name}.bias" for name in rows), torch.split(bias, sizes), strict=True)
+
+
+def arrange(spec: ModelSpec, weights: Weights) -> None:
+    """To be called once all tensors are in place: brings the heads of q and k into the order that rope needs."""
+    if spec.rotary_dim == spec.head_dim:
+        return
+    order = rope.order(spec)
+    for layer in weights.layers:
+        for tensor in (layer.qkv, layer.qkv_bias, layer.q_norm, layer.k_norm):
+            if tensor is not None:
+                heads = tensor[: spec.q_size + spec.kv_size].view(-1, spec.head_dim, *tensor.shape[1:])
+                heads.copy_(heads[:, order])

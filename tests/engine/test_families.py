@@ -1,19 +1,24 @@
 """Every supported family against transformers: tiny random models, saved by transformers, loaded by us."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from engine import kvcache
 from engine.attention.base import AttentionBackend
 from engine.attention.paged_numba import NumbaAttention
 from engine.attention.reference import ReferenceAttention
 from engine.attention.sdpa import SdpaAttention
+from engine.batch import BatchView
 from engine.loaders.safetensors import SafetensorsCheckpoint
+from engine.models.decoder import Decoder
 from scheduler.types import Limits
-from tests.fixtures.harness import Harness, Loaded, load
+from tests.fixtures.harness import CPU, Harness, Loaded, load
 
 SIZES = {
     "vocab_size": 211,
@@ -36,6 +41,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.25, 1.5],
+    "long_factor": [2.0, 7.0, 30.0],
+}
+FROM_4, FROM_256 = {"original_max_position_embeddings": 4}, {"original_max_position_embeddings": 256}
 CONFIGS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama, untied with biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
@@ -47,6 +60,13 @@ CONFIGS = {
     "qwen2, window from layer 2": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 9}),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
     "smollm3, layers without rope": ("SmolLM3Config", {"no_rope_layers": [1, 1, 0, 1]}),
+    "smollm3, windows": ("SmolLM3Config", {"use_sliding_window": True, "sliding_window": 9}),
+    "phi3": ("Phi3Config", {}),
+    "phi3, sliding window": ("Phi3Config", {"sliding_window": 9}),
+    "phi3, rope of a part": ("Phi3Config", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    # transformers takes the list by the length of each forward pass: here all are short, or all are long
+    "phi3, longrope, short": ("Phi3Config", {"rope_parameters": LONGROPE, "max_position_embeddings": 1024, **FROM_256}),
+    "phi3, longrope, long": ("Phi3Config", {"rope_parameters": LONGROPE, "tie_word_embeddings": True, **FROM_4}),
 }
 
 
@@ -64,7 +84,7 @@ def tiny(name: str) -> PretrainedConfig:
     kind, more = CONFIGS[name]
     if "window from" in name:
         more = {**more, "max_window_layers": 2}
-    return getattr(transformers, kind)(**SIZES, **more)
+    return getattr(transformers, kind)(**{**SIZES, **copy.deepcopy(more)})  # for it changes what it is given
 
 
 @torch.inference_mode()
@@ -84,6 +104,28 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path) ->
         answers = Harness(model, limits, 64, backend).generate(prompts, count, temperature=0.0)
         for prompt, answer in zip(prompts, answers, strict=True):
             assert answer == expected_choices(theirs, prompt + answer, count), backend.name
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_close_to_those_of_transformers(name: str, tmp_path: Path) -> None:
+    theirs = save_random_model(tiny(name), tmp_path)
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    cache = kvcache.allocate(checkpoint.spec, 10, 16, torch.float32, CPU)
+    decoder = Decoder(checkpoint.spec, load(checkpoint), cache, ReferenceAttention(), max_model_len=256)
+    tokens, places = torch.arange(100) * 37 % 211, torch.arange(100)
+    view = BatchView(
+        ids=tokens,
+        positions=places,
+        slots=32 + places,
+        sample_rows=places,
+        q_starts=np.array([0, 100], np.int32),
+        kv_lens=np.array([100], np.int32),
+        block_tables=np.arange(2, 9, dtype=np.int32)[None],
+    )
+    torch.testing.assert_close(
+        decoder.head(decoder.forward(view)), theirs(tokens[None]).logits[0], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_shards_are_read_through_their_index(tmp_path: Path) -> None:

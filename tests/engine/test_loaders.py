@@ -94,7 +94,15 @@ def test_tensors_that_do_not_fit_are_named(
     [
         ({"architectures": ["GemmaForCausalLM"]}, "architecture GemmaForCausalLM is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope scaling 'longrope'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"config\.json has no 'factor'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "has 1 numbers, expe",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "'yarn' with truncate"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by the type of layer"),
+        ({"partial_rotary_factor": 0.5}, "partial rotary embeddings are not supported in LlamaForCausalLM"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised by 'awq'"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
     ],
