@@ -12,12 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait, options
+
 
 @triton.jit
-def _silu_mul(gate_up, out, ffn: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(gate_up, out, ffn: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     t = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < ffn
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     gate = tl.load(gate_up + t * 2 * ffn + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + t * 2 * ffn + ffn + column, mask=inside, other=0.0).to(tl.float32)
     dtype = out.dtype.element_ty
@@ -25,8 +30,8 @@ def _silu_mul(gate_up, out, ffn: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + t * ffn + column, (gated * up).to(dtype), mask=inside)
 
 
-def silu_mul(gate_up: Tensor, out: Tensor) -> None:
+def silu_mul(gate_up: Tensor, out: Tensor, overlap: bool = False) -> None:
     """gate_up: [tokens, 2 * ffn]; out: [tokens, ffn]."""
     tokens, ffn = out.shape
     block = 1024 if tokens <= 64 else 2048
-    _silu_mul[(tokens, triton.cdiv(ffn, block))](gate_up, out, ffn, block, num_warps=4)
+    _silu_mul[(tokens, triton.cdiv(ffn, block))](gate_up, out, ffn, block, overlap, **options(4, overlap))

@@ -25,6 +25,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.cuda import launch
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.kvcache import LayerKV
 
 SPLIT = 256  # keys of a tile
@@ -44,14 +46,16 @@ class Workspace:
     sums: Tensor  # [max_tiles, heads, head_dim] float32
     highest: Tensor  # [max_tiles, heads] float32
     totals: Tensor  # [max_tiles, heads] float32
-    arrived: Tensor  # [max_tokens, kv_heads] int32, zero between launches
+    arrived: Tensor  # [max_tokens, kv_heads] int32: splits of each token that are done; zero between launches
+    queue: Tensor  # [1] int32: what programs have drawn; zero between launches
 
 
 def workspace(max_tiles: int, max_tokens: int, heads: int, kv_heads: int, head_dim: int, device: Any) -> Workspace:
     sums = torch.zeros(max_tiles, heads, head_dim, dtype=torch.float32, device=device)
     highest = torch.zeros(max_tiles, heads, dtype=torch.float32, device=device)
     arrived = torch.zeros(max_tokens, kv_heads, dtype=torch.int32, device=device)
-    return Workspace(sums, highest, torch.zeros_like(highest), arrived)
+    queue = torch.zeros(1, dtype=torch.int32, device=device)
+    return Workspace(sums, highest, torch.zeros_like(highest), arrived, queue)
 
 
 def decode_tiles(tokens: NDArray[Any], kv_lens: NDArray[Any], split: int = SPLIT) -> NDArray[np.int32]:
@@ -78,6 +82,7 @@ def decode_attention(
     workspace: Workspace,
     scale: float,
     window: int | None,
+    overlap: bool = False,
     options: dict[str, int] = OPTIONS,
     programs_per_sm: int = PROGRAMS_PER_SM,
 ) -> None:
@@ -100,6 +105,7 @@ def decode_attention(
         workspace.highest,
         workspace.totals,
         workspace.arrived,
+        workspace.queue,
         scale * LOG2_E,
         window or NO_WINDOW,
         q.stride(0),
@@ -112,8 +118,13 @@ def decode_attention(
         WIDTH=triton.next_power_of_2(head_dim),
         SPLIT=SPLIT,
         SPLIT_AT=SPLIT_AT,
-        **options,
+        OVERLAP=overlap,
+        **launched(options, overlap),
     )
+
+
+def launched(options: dict[str, int], overlap: bool) -> dict[str, Any]:
+    return {**options, **launch.options(options["num_warps"], overlap)}
 
 
 @cache
@@ -137,6 +148,7 @@ def _decode(
     highest,
     totals,
     arrived,
+    queue,
     scale,  # of scores, times log2(e)
     window,
     q_stride,
@@ -150,32 +162,42 @@ def _decode(
     SPLIT: tl.constexpr,
     SPLIT_AT: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_launch_dependents()
+    programs = tl.num_programs(0)
     items = tl.load(counts + 1) * KV_HEADS
     told = tl.load(counts + SPLIT_AT)
     size = tl.where(told > 0, told, SPLIT)
-    member = tl.arange(0, ROWS)
-    lane = tl.arange(0, WIDTH)
-    inside = (member < GROUP)[:, None] & (lane < HEAD_DIM)[None, :]
-    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+    member, lane = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    real = member < GROUP
+    inside = real[:, None] & (lane < HEAD_DIM)[None, :]
+    item = tl.program_id(0)
+    while item < items:
         tile, head = item // KV_HEADS, item % KV_HEADS
         t = tl.load(tiles + 2 * tile)
         split = tl.load(tiles + 2 * tile + 1)
         kv_len = tl.load(positions + t) + 1
         table = tables + tl.load(rows + t) * table_stride
-        heads = head * GROUP + member
-        query = tl.load(q + t * q_stride + heads[:, None] * HEAD_DIM + lane[None, :], mask=inside, other=0)
         first = tl.maximum(kv_len - window, 0)
         start = tl.maximum(split * size, first)
         end = tl.minimum(split * size + size, kv_len)
-        if start < end:
+        block = look_up(table, start + tl.arange(0, BLOCK_N), end, BLOCK_SIZE)
+        if OVERLAP:
+            gdc_wait()  # what was loaded so far came with the step, not from the kernel before this one
+        heads = head * GROUP + member
+        query = tl.load(q + t * q_stride + heads[:, None] * HEAD_DIM + lane[None, :], mask=inside, other=0)
+        item = _take(queue, items, programs)
+        if start < end:  # and not left of the window
             top = tl.full([ROWS], LOWEST, tl.float32)
             total = tl.zeros([ROWS], tl.float32)
             summed = tl.zeros([ROWS, WIDTH], tl.float32)
             for n in range(start, end, BLOCK_N):
                 key = n + tl.arange(0, BLOCK_N)
                 seen = key < end
-                places = locate(table, key, seen, head, KV_HEADS, BLOCK_SIZE) * HEAD_DIM
+                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+                block = look_up(table, key + BLOCK_N, end, BLOCK_SIZE)
                 k = load_rows(keys, places, seen, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
                 scores = tl.where(seen[None, :], scores, float("-inf"))
@@ -184,44 +206,64 @@ def _decode(
 
             first_split = first // size
             parts = (kv_len + size - 1) // size - first_split
-            target = out + t * (KV_HEADS * GROUP * HEAD_DIM) + heads[:, None] * HEAD_DIM + lane[None, :]
-            if parts == 1:
-                tl.store(target, (summed / total[:, None]).to(out.dtype.element_ty), mask=inside)
-            else:
+            done = parts == 1
+            if parts > 1:
                 place = tile * (KV_HEADS * GROUP) + heads
-                tl.store(highest + place, top, mask=member < GROUP)
-                tl.store(totals + place, total, mask=member < GROUP)
+                tl.store(highest + place, top, mask=real)
+                tl.store(totals + place, total, mask=real)
                 tl.store(sums + place[:, None] * HEAD_DIM + lane[None, :], summed, mask=inside)
                 tl.debug_barrier()  # what all threads stored comes before the one thread's release
                 counter = arrived + t * KV_HEADS + head
-                if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == parts - 1:
-                    place -= (split - first_split) * (KV_HEADS * GROUP)  # of the token's first part
-                    top = tl.full([ROWS], LOWEST, tl.float32)
-                    total = tl.zeros([ROWS], tl.float32)
-                    summed = tl.zeros([ROWS, WIDTH], tl.float32)
-                    for _ in range(parts):
-                        its_top = tl.load(highest + place, mask=member < GROUP, other=0, cache_modifier=".cg")
-                        its_total = tl.load(totals + place, mask=member < GROUP, other=1, cache_modifier=".cg")
-                        part = sums + place[:, None] * HEAD_DIM + lane[None, :]
-                        its_sums = tl.load(part, mask=inside, other=0, cache_modifier=".cg")
-                        higher = tl.maximum(top, its_top)
-                        old, new = tl.exp2(top - higher), tl.exp2(its_top - higher)
-                        total = total * old + its_total * new
-                        summed = summed * old[:, None] + its_sums * new[:, None]
-                        top = higher
-                        place += KV_HEADS * GROUP
-                    tl.store(target, (summed / total[:, None]).to(out.dtype.element_ty), mask=inside)
+                done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == parts - 1
+                if done:
                     tl.store(counter, 0)
+                    place -= (split - first_split) * (KV_HEADS * GROUP)  # of the token's first part
+                    at = place[:, None] * HEAD_DIM + lane[None, :]
+                    total, summed = _merge(
+                        highest + place, totals + place, sums + at, parts, real, inside, KV_HEADS * GROUP, HEAD_DIM
+                    )
+            if done:
+                target = out + (t * (KV_HEADS * GROUP) + heads)[:, None] * HEAD_DIM + lane[None, :]
+                tl.store(target, (summed / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    if OVERLAP:
+        gdc_wait()  # this kernel must not end before the one before it, even with nothing to do
 
 
 @triton.jit
-def locate(table, key, there, head, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Where in the cache keys (positions in the row) are, in units of head_dim. there: which are, None for all."""
-    if there is None:
-        block = tl.load(table + key // BLOCK_SIZE)
-    else:
-        block = tl.load(table + key // BLOCK_SIZE, mask=there, other=0)
-    return (block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE
+def _take(queue, items, programs):
+    """The next item. Programs begin with one each and draw the rest; the last draw puts the queue back to zero."""
+    item = items
+    if items > programs:
+        drawn = tl.atomic_add(queue, 1, sem="relaxed", scope="gpu")
+        if drawn == items - 1:
+            tl.store(queue, 0)
+        item = drawn + programs
+    return item
+
+
+@triton.jit
+def _merge(highest, totals, sums, parts, real, inside, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Total and sums of all parts of a token, which other programs stored: past the first cache, which may be old."""
+    top = tl.load(highest, mask=real, other=0, cache_modifier=".cg")
+    total = tl.load(totals, mask=real, other=1, cache_modifier=".cg")
+    summed = tl.load(sums, mask=inside, other=0, cache_modifier=".cg")
+    for part in tl.range(1, parts, loop_unroll_factor=4):
+        its_top = tl.load(highest + part * STRIDE, mask=real, other=0, cache_modifier=".cg")
+        its_total = tl.load(totals + part * STRIDE, mask=real, other=1, cache_modifier=".cg")
+        its_sums = tl.load(sums + part * STRIDE * HEAD_DIM, mask=inside, other=0, cache_modifier=".cg")
+        higher = tl.maximum(top, its_top)
+        old, new = tl.exp2(top - higher), tl.exp2(its_top - higher)
+        total = total * old + its_total * new
+        summed = summed * old[:, None] + its_sums * new[:, None]
+        top = higher
+    return total, summed
+
+
+@triton.jit
+def look_up(table, key, end, BLOCK_SIZE: tl.constexpr):
+    """The blocks that hold keys (positions in the row), block 0 from `end` on. One turn before they are needed: then
+    the turns' keys and values, which are loaded several turns ahead, need not wait for them."""
+    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0)
 
 
 @triton.jit

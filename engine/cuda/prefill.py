@@ -23,7 +23,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.attention import LOG2_E, LOWEST, NO_WINDOW, absorb, load_rows, locate, programs
+from engine.cuda.attention import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, programs
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.kvcache import LayerKV
 
 ROWS = 128  # of a tile: tokens * query heads of a kv head
@@ -61,6 +62,7 @@ def prefill_attention(
     out: Tensor,
     scale: float,
     window: int | None,
+    overlap: bool = False,
     options: dict[str, int] = OPTIONS,
     programs_per_sm: int = PROGRAMS_PER_SM,
     tile_rows: int = ROWS,
@@ -90,7 +92,8 @@ def prefill_attention(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         WIDTH=triton.next_power_of_2(head_dim),
-        **options,
+        OVERLAP=overlap,
+        **launched(options, overlap),
     )
 
 
@@ -116,7 +119,11 @@ def _prefill(
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,  # HEAD_DIM, padded
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     pid, step = tl.program_id(0), tl.num_programs(0)
     items = tl.load(counts) * KV_HEADS
     token, member = tl.arange(0, ROWS) // GROUP, tl.arange(0, ROWS) % GROUP
@@ -141,18 +148,20 @@ def _prefill(
             top = tl.full([ROWS], LOWEST, tl.float32)
             total = tl.zeros([ROWS], tl.float32)
             summed = tl.zeros([ROWS, WIDTH], tl.float32)
+            block = look_up(table, full + tl.arange(0, BLOCK_N), edge, BLOCK_SIZE)
             for first in range(full, edge, BLOCK_N):
                 key = first + tl.arange(0, BLOCK_N)
-                places = locate(table, key, None, head, KV_HEADS, BLOCK_SIZE) * HEAD_DIM
+                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+                block = look_up(table, key + BLOCK_N, edge, BLOCK_SIZE)
                 k = load_rows(keys, places, None, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
                 v = load_rows(values, places, None, lane, HEAD_DIM, WIDTH)
                 top, total, summed = absorb(scores, v, top, total, summed)
             for turn in range(low, position + n - (edge - full), BLOCK_N):
-                first = turn + tl.where(turn < full, 0, edge - full)
-                key = first + tl.arange(0, BLOCK_N)
+                key = turn + tl.where(turn < full, 0, edge - full) + tl.arange(0, BLOCK_N)
                 there = key < position + n
-                places = locate(table, key, there, head, KV_HEADS, BLOCK_SIZE) * HEAD_DIM
+                block = look_up(table, key, position + n, BLOCK_SIZE)
+                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
                 k = load_rows(keys, places, there, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
                 behind = (position + token)[:, None] - key[None, :]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait, options
 from engine.kvcache import LayerKV
 
 
@@ -39,6 +40,7 @@ def _rope_write(
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
+    OVERLAP: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
     HALF: tl.constexpr,  # power of two, at least head_dim / 2
 ):
@@ -55,20 +57,27 @@ def _rope_write(
     position = tl.load(positions + t)
     block = tl.load(block_tables + tl.load(rows + t).to(tl.int64) * max_blocks + position // BLOCK_SIZE).to(tl.int64)
 
+    if OVERLAP:
+        gdc_launch_dependents()
+    if NORM:
+        left_weight = _either(is_q, q_norm + i, k_norm + i, in_half)
+        right_weight = _either(is_q, q_norm + half + i, k_norm + half + i, in_half)
+    if ROPE:
+        angle = position.to(tl.int64) * half + i
+        c = tl.load(cos + angle, mask=in_half, other=0.0).to(tl.float32)
+        s = tl.load(sin + angle, mask=in_half, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()  # for qkv alone: the rest is as old as the step
+
     source = qkv + t * (all_heads * HEAD_DIM) + head * HEAD_DIM + i
     left = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         mean = tl.sum(left * left + right * right, axis=1) / HEAD_DIM
         inverse = tl.rsqrt(mean + eps)[:, None]
-        left_weight = _either(is_q, q_norm + i, k_norm + i, in_half)
-        right_weight = _either(is_q, q_norm + half + i, k_norm + half + i, in_half)
         left = tl.where(is_v, left, (left * inverse * left_weight).to(dtype).to(tl.float32))
         right = tl.where(is_v, right, (right * inverse * right_weight).to(dtype).to(tl.float32))
     if ROPE:
-        angle = position.to(tl.int64) * half + i
-        c = tl.load(cos + angle, mask=in_half, other=0.0).to(tl.float32)
-        s = tl.load(sin + angle, mask=in_half, other=0.0).to(tl.float32)
         rotated = left * c - right * s
         right = tl.where(is_v, right, right * c + left * s)
         left = tl.where(is_v, left, rotated)
@@ -109,6 +118,7 @@ def rope_write(
     k_norm: Tensor | None,
     eps: float,
     apply_rope: bool,
+    overlap: bool = False,
 ) -> None:
     """Norms (if there are weights) and rotates q in place in qkv, the same of k to the cache, v to the cache.
 
@@ -140,7 +150,8 @@ def rope_write(
         block_size,
         q_norm is not None,
         apply_rope,
+        overlap,
         heads,
         half,
-        num_warps=num_warps,
+        **options(num_warps, overlap),
     )

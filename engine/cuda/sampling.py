@@ -6,12 +6,13 @@
 
 A larger score wins, then the lower id, so that one maximum of integers decides. Greedy rows score by the logit alone.
 
-Two logarithms in float64 for each id would cost more than reading the logits. But with v = 1 - u, exactly known,
+Two logarithms in float64 for each id would cost more than reading the logits. But a draw is a race: the highest of
+logit / temperature - log(-log(u)) is the lowest of -log(u) * exp(-logit / temperature). With v = 1 - u, known exactly,
 
-    g = -log(-log(1 - v)) < -log(v)     since -log(1 - v) > v
+    -log(u) = -log(1 - v) > v,    so each id's time is at least v * exp(-logit / temperature)
 
-bounds every score from above for one fast logarithm. The id with the highest bound is scored exactly; only where
-another id's bound reaches that score (rare: the bound is tight where v is small, and winners' v is), all are.
+which costs one fast exponential. The id with the lowest such bound is scored exactly; only where another id's bound
+lies below that score's time are all ids scored so: rare, as the bound is tight where v is small, and winners' v is.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from torch import Tensor
 from engine import noise
 
 SMALL_CHUNK, LARGE_CHUNK = 1024, 4096
+PIECE = tl.constexpr(512)  # of a chunk that is scored exactly
 FEW_SAMPLES = 8  # for which small chunks fill the device better
 GOLDEN, MIX_1, MIX_2 = tl.constexpr(noise.GOLDEN), tl.constexpr(noise.MIX_1), tl.constexpr(noise.MIX_2)
 LAST_ID = tl.constexpr(0x7FFFFFFF)
+LOG2_E = tl.constexpr(1.4426950408889634)
+COLDEST = tl.constexpr(1e-30)  # below this temperature everything is scored exactly
 
 
 @triton.jit
@@ -59,17 +63,46 @@ def _gumbel(h):
 
 
 @triton.jit
-def _gumbel_bound(h):
-    """Not less than the true value but for the errors of float32."""
-    v = ((h ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    return -tl.log(v)
-
-
-@triton.jit
 def _best(score, ids):
     """The highest score and the lowest id that has it."""
     best = tl.max(score, axis=0)
     return best, tl.min(tl.where(score == best, ids, LAST_ID), axis=0)
+
+
+@triton.jit
+def _load(logits, ids, vocab: tl.constexpr):
+    logit = tl.load(logits + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
+    return tl.where(logit == logit, logit, float("-inf"))
+
+
+@triton.jit
+def _first_in_race(logits, logit, ids, low, high, temperature, vocab: tl.constexpr):
+    """Score and id that are the best if the third result is true, as it is most of the time."""
+    highest = tl.max(logit, axis=0)
+    base = tl.where(tl.abs(highest) < float("inf"), highest, 0.0)
+    doublings = tl.minimum((base - logit) * (LOG2_E / tl.maximum(temperature, COLDEST)), 120.0)
+    v = (_hash(ids, low, high) ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
+    bound = v * tl.exp2(doublings)  # times exp(-base / temperature)
+    winner = tl.min(tl.where(bound == tl.min(bound, axis=0), ids, LAST_ID), axis=0)
+    score = tl.div_rn(_load(logits, winner, vocab), temperature) + _gumbel(_hash(winner, low, high))
+    zero = tl.div_rn(base, temperature)
+    error = 1e-4 + 1e-6 * tl.abs(zero)  # of float32, and more
+    time = tl.exp2(tl.minimum((zero - score + error) * LOG2_E, 120.0))
+    rivals = tl.sum((bound <= time).to(tl.int32), axis=0)
+    return score, winner, (rivals <= 1) & (tl.abs(score) < float("inf")) & (temperature >= COLDEST)
+
+
+@triton.jit
+def _best_exactly(logits, first, low, high, temperature, vocab: tl.constexpr, CHUNK: tl.constexpr):
+    """In pieces, so that the rare way costs the common one no registers."""
+    best, winner = float("-inf"), first
+    for start in range(0, CHUNK, PIECE):
+        ids = first + start + tl.arange(0, PIECE)
+        score = tl.div_rn(_load(logits, ids, vocab), temperature) + _gumbel(_hash(ids, low, high))
+        score, token = _best(score, ids)
+        winner = tl.where(score > best, token, winner)
+        best = tl.maximum(score, best)
+    return best, winner
 
 
 @triton.jit
@@ -100,19 +133,13 @@ def _best_of_chunks(
     row = tl.load(rows + token)
     temperature = tl.load(temperatures + row)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
-    logit = tl.load(logits + s.to(tl.int64) * vocab + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
-    logit = tl.where(logit == logit, logit, float("-inf"))
+    logits += s.to(tl.int64) * vocab
+    logit = _load(logits, ids, vocab)
     if temperature > 0.0:
         low, high = _row_key(tl.load(seeds + row), tl.load(positions + token) + 1)
-        h = _hash(ids, low, high)
-        bound = logit * (1.0 / temperature) + _gumbel_bound(h)
-        _, winner = _best(bound, ids)
-        scaled = tl.div_rn(tl.max(tl.where(ids == winner, logit, float("-inf")), axis=0), temperature)
-        score = scaled + _gumbel(_hash(winner, low, high))
-        slack = tl.where(tl.abs(score) < float("inf"), 1e-4 + 1e-6 * tl.abs(score), 0.0)
-        rivals = tl.sum((bound >= score - slack).to(tl.int32), axis=0)
-        if (rivals > 1) | (temperature < 1e-30):
-            score, winner = _best(tl.div_rn(logit, temperature) + _gumbel(h), ids)
+        score, winner, is_sure = _first_in_race(logits, logit, ids, low, high, temperature, vocab)
+        if not is_sure:
+            score, winner = _best_exactly(logits, chunk * CHUNK, low, high, temperature, vocab, CHUNK)
     else:
         score, winner = _best(logit, ids)
     tl.store(scratch + s * tl.num_programs(0) + chunk, _packed(score, winner))

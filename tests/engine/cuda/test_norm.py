@@ -8,9 +8,7 @@ from engine.cuda.norm import add_rms_norm, rms_norm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-5
-COMPILED = torch.cuda.is_available()
-BF16 = 2**-8 if COMPILED else 2**-7  # Triton's interpreter truncates to bfloat16 where the device rounds
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: BF16, torch.float16: 2**-10}
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -31,8 +29,6 @@ def test_residual_is_added_and_stored_before_the_norm(tokens: int, hidden: int, 
     out = torch.full((tokens, hidden), float("nan"), dtype=dtype, device=DEVICE)
     summed = residual.to(DEVICE, copy=True)
     add_rms_norm(x.to(DEVICE), summed, weight.to(DEVICE), EPS, out)
-    if COMPILED or dtype != torch.bfloat16:
-        assert torch.equal(summed.cpu(), x + residual)
-    torch.testing.assert_close(summed.cpu(), x + residual, rtol=ROUNDING[dtype], atol=1e-6)
-    expected = F.rms_norm(summed.cpu().double(), (hidden,), weight.double(), EPS)
+    assert torch.equal(summed.cpu(), x + residual)
+    expected = F.rms_norm((x + residual).double(), (hidden,), weight.double(), EPS)
     torch.testing.assert_close(out.cpu().double(), expected, rtol=ROUNDING[dtype], atol=1e-6)
