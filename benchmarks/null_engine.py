@@ -1,14 +1,17 @@
 """An engine that computes nothing: every STEP_MS milliseconds one token for each sequence, in one frame, over the real
-socket. With 0, as fast as the gateway reads. What a gateway costs is measured against it.
+socket. With 0, each step as soon as the gateway has read the one before. What a gateway costs is measured against it.
 
     python -m benchmarks.null_engine STEP_MS    started by a gateway, in place of `python -m engine`
 """
 
 from __future__ import annotations
 
+import array
+import fcntl
 import selectors
 import socket
 import sys
+import termios
 import threading
 import time
 from dataclasses import dataclass, field
@@ -34,9 +37,9 @@ from scheduler.protocol import (
     to_engine_decoder,
 )
 
-SEND_BUFFER = 1 << 12  # a few frames: what the gateway has not read yet is to hold the engine up
 VOCAB_SIZE = 49_152
 IDLE_S = 1.0
+POLL_S = 1e-4
 
 
 @dataclass(slots=True)
@@ -64,6 +67,7 @@ class NullEngine:
             if self.num_left and now >= next_at:
                 self.step()
                 next_at = max(next_at + self.step_s, now)
+                self.wait_read()
 
     def handle(self, message: ToEngine) -> None:
         match message:
@@ -93,6 +97,12 @@ class NullEngine:
         num = len(outputs)
         stats = EngineStats(num, 0, 0, num * 8, 0, 1 << 16, self.steps, 0, 0, 0, 0, 0)
         self.send(Outputs(outputs, StepRecord("decode", num, num, self.step_s), stats))
+
+    def wait_read(self) -> None:
+        """Until the gateway has taken all that was sent: frames that pile up would be answered with one event."""
+        unread = array.array("i", [1])
+        while fcntl.ioctl(self.connection, termios.TIOCOUTQ, unread) == 0 and unread[0]:
+            time.sleep(POLL_S)
 
     def send(self, message: FromEngine) -> None:
         self.connection.sendall(encode_frame(message))
@@ -124,7 +134,6 @@ def main() -> None:
     listener.bind(config.socket_path)
     listener.listen()
     connection, _ = listener.accept()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     engine = NullEngine(connection, step_s)
     engine.send(ready(config))
     threading.Thread(target=engine.serve, daemon=True).start()
