@@ -7,8 +7,8 @@ import pytest
 
 from gateway.model.fetch import cache_folder, default_model_path
 
-# Triton reads this when it is first imported, which transformers does as well: so before any test module. Where there is
-# no GPU its kernels run in its interpreter. Asked of the driver, for tests of the scheduler do without torch.
+# Where there is no GPU, Triton's kernels run in its interpreter. It reads this when it is first imported, which
+# transformers does as well: so before any test module. Asked of the driver: tests of the scheduler do without torch.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -5,6 +5,7 @@
     tokens_out [S]:       the largest of those                    second kernel, program s
 
 A larger score wins, then the lower id, so that one maximum of integers decides. Greedy rows score by the logit alone.
+What a row's filters leave out (engine/cuda/filters.py) counts as -inf.
 
 Two logarithms in float64 for each id would cost more than reading the logits. But a draw is a race: the highest of
 logit / temperature - log(-log(u)) is the lowest of -log(u) * exp(-logit / temperature). With v = 1 - u, known exactly,
@@ -23,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine import noise
+from engine.cuda.filters import Bounds
 
 SMALL_CHUNK, LARGE_CHUNK = 1024, 4096
 PIECE = tl.constexpr(512)  # of a chunk that is scored exactly
@@ -76,6 +78,12 @@ def _load(logits, ids, vocab: tl.constexpr):
 
 
 @triton.jit
+def _load_kept(logits, ids, lowest, last, vocab: tl.constexpr):
+    logit = _load(logits, ids, vocab)
+    return tl.where((logit > lowest) | ((logit == lowest) & (ids <= last)), logit, float("-inf"))
+
+
+@triton.jit
 def _first_in_race(logits, logit, ids, low, high, temperature, vocab: tl.constexpr):
     """Score and id that are the best if the third result is true, as it is most of the time."""
     highest = tl.max(logit, axis=0)
@@ -93,12 +101,13 @@ def _first_in_race(logits, logit, ids, low, high, temperature, vocab: tl.constex
 
 
 @triton.jit
-def _best_exactly(logits, first, low, high, temperature, vocab: tl.constexpr, CHUNK: tl.constexpr):
+def _best_exactly(logits, first, lowest, last, low, high, temperature, vocab: tl.constexpr, CHUNK: tl.constexpr):
     """In pieces, so that the rare way costs the common one no registers."""
     best, winner = float("-inf"), first
     for start in range(0, CHUNK, PIECE):
         ids = first + start + tl.arange(0, PIECE)
-        score = tl.div_rn(_load(logits, ids, vocab), temperature) + _gumbel(_hash(ids, low, high))
+        logit = _load_kept(logits, ids, lowest, last, vocab)
+        score = tl.div_rn(logit, temperature) + _gumbel(_hash(ids, low, high))
         score, token = _best(score, ids)
         winner = tl.where(score > best, token, winner)
         best = tl.maximum(score, best)
@@ -121,6 +130,8 @@ def _best_of_chunks(
     temperatures,
     seeds,
     counts,
+    lowest,
+    last,
     scratch,
     vocab: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -134,14 +145,14 @@ def _best_of_chunks(
     temperature = tl.load(temperatures + row)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     logits += s.to(tl.int64) * vocab
-    logit = _load(logits, ids, vocab)
-    if temperature > 0.0:
+    lowest, last = tl.load(lowest + s), tl.load(last + s)
+    logit = _load_kept(logits, ids, lowest, last, vocab)
+    score, winner = _best(logit, ids)
+    if (temperature > 0.0) & (score > float("-inf")):
         low, high = _row_key(tl.load(seeds + row), tl.load(positions + token) + 1)
         score, winner, is_sure = _first_in_race(logits, logit, ids, low, high, temperature, vocab)
         if not is_sure:
-            score, winner = _best_exactly(logits, chunk * CHUNK, low, high, temperature, vocab, CHUNK)
-    else:
-        score, winner = _best(logit, ids)
+            score, winner = _best_exactly(logits, chunk * CHUNK, lowest, last, low, high, temperature, vocab, CHUNK)
     tl.store(scratch + s * tl.num_programs(0) + chunk, _packed(score, winner))
 
 
@@ -171,11 +182,13 @@ def sample_plain(
     temperatures: Tensor,
     seeds: Tensor,
     counts: Tensor,
+    bounds: Bounds,
     scratch: Tensor,
     tokens_out: Tensor,
     last_tokens: Tensor,
 ) -> None:
-    """Greedy where a row's temperature is 0, else a draw; to tokens_out[s] and last_tokens[row]. Skips padding.
+    """Greedy where a row's temperature is 0, else a draw within the bounds; to tokens_out[s] and last_tokens[row]. Skips
+    padding.
 
     logits: [samples, vocab]; samples, rows, positions, counts: int32 as in engine/cuda/step.py; temperatures: [rows]
     float32; seeds: [rows] int64, the bits of a uint64; tokens_out: [samples] int64; last_tokens: [rows] int64.
@@ -185,7 +198,19 @@ def sample_plain(
     size = SMALL_CHUNK if num_samples <= FEW_SAMPLES else LARGE_CHUNK
     chunks = triton.cdiv(vocab, size)
     _best_of_chunks[(chunks, num_samples)](
-        logits, samples, rows, positions, temperatures, seeds, counts, scratch, vocab, size, num_warps=4
+        logits,
+        samples,
+        rows,
+        positions,
+        temperatures,
+        seeds,
+        counts,
+        bounds.lowest,
+        bounds.last,
+        scratch,
+        vocab,
+        size,
+        num_warps=4,
     )
     _best_of_all[(num_samples,)](
         scratch,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine import noise
 from engine.cuda import sampling
+from engine.cuda.filters import bounds
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_ROWS = 12
@@ -32,7 +33,8 @@ class Rows:
         step = (self.samples, self.rows, self.positions, self.temperatures, seeds, counts)
         scratch = sampling.scratch(*logits.shape, DEVICE).fill_(0x7FFFFFFF00000000)
         out, last = torch.full((len(logits),), -7, device=DEVICE), self.last_tokens.to(DEVICE, copy=True)
-        sampling.sample_plain(logits.to(DEVICE), *(t.to(DEVICE) for t in step), scratch, out, last)
+        everything = bounds(len(logits), DEVICE)
+        sampling.sample_plain(logits.to(DEVICE), *(t.to(DEVICE) for t in step), everything, scratch, out, last)
         self.last_tokens = last.cpu()
         return out.cpu()
 
