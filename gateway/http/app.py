@@ -23,8 +23,10 @@ from gateway.http.exchange import Exchange, exchange_of, request_id
 from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
 from gateway.http.race import ClientGone
 from gateway.http.routes import Generate, Pages
+from gateway.http.unbuilt import unbuilt_path
 from gateway.messages.routes import CountTokens, prepare_messages
 from gateway.openapi.routes import docs_routes
+from gateway.requests.parse import unbuilt
 from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
 from gateway.responses.routes import responses_routes
 from gateway.services import Services
@@ -162,13 +164,15 @@ async def api_error(request: Request, error: Exception) -> Response:
 async def http_error(request: Request, error: Exception) -> Response:
     """The router's own: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (name := unbuilt_path(request.url.path)) is not None:
+        return await api_error(request, unbuilt(None, f"{name} is not supported by this server."))
     codes = {404: "not_found", 405: "method_not_allowed"}
     messages = {
         404: f"There is nothing at {request.url.path[:200]}. What there is stands at /docs.",
         405: f"{request.url.path[:200]} does not answer {request.method}.",
     }
     message = messages.get(error.status_code, str(error.detail))
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = ", ".join(sorted(allowed_methods(request)))
     converted = ApiError(error.status_code, message, code=codes.get(error.status_code), headers=headers)

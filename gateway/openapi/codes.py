@@ -15,7 +15,7 @@ STATUSES: Mapping[int, str] = {
     415: "The body is not JSON, or is compressed.",
     429: "There is no room now. Retry-After tells when to come back.",
     500: "The server is at fault; x-request-id finds it in the log.",
-    501: "A known feature that is not built; param names it.",
+    501: "A known feature that is not built; param names the field, or the message the path.",
     503: "The engine is not ready, or the server is shutting down. Retry-After tells when to come back.",
     504: "The request waited too long.",
 }

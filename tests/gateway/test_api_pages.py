@@ -1,6 +1,11 @@
 """Everything but generation: models, health, readiness, metrics, tokens, and what is not there."""
 
+import re
+from pathlib import Path
+
+import anthropic
 import httpx
+import openai
 import pytest
 
 from gateway.services import Services
@@ -81,11 +86,68 @@ async def test_detokenize_checks_its_ids(client: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tokens[1]")
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/chat", "/v1/models/", "/health/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/nothing", "/v1/chat", "/v1/models/", "/health/", "/v1", "/v1/", "/", "/files"),
+        *("/v1/chat/completions/", "/v1/chat/completions/chat/completions"),
+    ],
+)
 async def test_unknown_path(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert answer.status_code == 404
     assert answer.json()["error"]["message"]
+
+
+def sdk_paths() -> list[str]:
+    """Those that the vendors' clients ask for, as their sources spell them, with ids in their places."""
+    found: set[str] = set()
+    for package in (openai, anthropic):
+        for source in (Path(package.__file__).parent / "resources").rglob("*.py"):
+            found |= set(re.findall(r'[(\s]f?"(/[a-z][^"?\s]*)', source.read_text()))
+    ids = {"{completion_id}": "chatcmpl-1", "{model}": MODEL, "{model_id}": MODEL}
+    found = {re.sub(r"\{\w+\}", lambda match: ids.get(match[0], "x_1"), path) for path in found}
+    return sorted({path if path.startswith("/v1/") else f"/v1{path}" for path in found})
+
+
+async def test_whatever_vendors_clients_ask_for_is_served_or_refused_by_name(client: httpx.AsyncClient) -> None:
+    paths = sdk_paths()
+    assert len(paths) > 200
+    served = set()
+    for path in paths:
+        error = (await client.request("PROPFIND", path)).json()["error"]
+        code, message = error.get("code"), error["message"]
+        if code == "method_not_allowed" or "does not answer" in message:
+            served.add(path)
+        else:
+            assert "is not supported by this server" in message, (path, message)
+    assert {"/v1/chat/completions", "/v1/messages/count_tokens", "/v1/responses/x_1/cancel"} <= served
+    assert len(served) < 20
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/files", "/v1/files"),
+        ("/v1/audio/speech", "/v1/audio"),
+        ("/rerank", "/rerank"),
+        ("/v1/chat/completions/chatcmpl-1/messages", "/v1/chat/completions/{id}"),
+    ],
+)
+async def test_a_known_feature_that_is_not_built(client: httpx.AsyncClient, path: str, name: str) -> None:
+    answer = await client.post(path, json={})
+    assert answer.status_code == 501 and answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"] == {
+        "message": f"{name} is not supported by this server.",
+        "type": "not_implemented_error",
+        "param": None,
+        "code": "not_implemented",
+    }
+
+
+async def test_it_has_the_shape_of_its_api(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/messages/batches")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (501, "api_error")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +164,7 @@ async def test_wrong_method_names_the_right_ones(
 ) -> None:
     answer = await client.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
-    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert answer.headers["allow"] == ", ".join(sorted(allowed))
 
 
 async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
