@@ -53,6 +53,9 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
 def check_sampling(request: Sampling, settings: HttpSettings) -> None:
     """The highest values only: the lowest are the same everywhere. Raises 400."""
     _at_most("temperature", request.temperature, settings.max_temperature)
+    if settings.max_top_k is not None and request.top_k is not None and request.top_k < 1:
+        message = f"top_k is {request.top_k}, which bounds nothing; this server takes 1 to {settings.max_top_k}."
+        raise ApiError(400, message, param="top_k", code="value_out_of_range")
     _at_most("top_k", request.top_k, settings.max_top_k)
     _at_most("max_tokens", request.max_tokens, settings.max_tokens_limit)
     _at_most("max_completion_tokens", getattr(request, "max_completion_tokens", None), settings.max_tokens_limit)

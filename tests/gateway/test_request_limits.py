@@ -53,7 +53,7 @@ def test_reasoning_and_arguments_of_tools_count() -> None:
         check_messages([message], SMALL)
 
 
-@pytest.mark.parametrize("asked", [Asked(), Asked(1.5, 50, 100, 100), Asked(0, -1, 1), Asked(0, 0)])
+@pytest.mark.parametrize("asked", [Asked(), Asked(1.5, 50, 100, 100), Asked(0, 1, 1)])
 def test_sampling_at_the_limits_passes(asked: Asked) -> None:
     check_sampling(asked, LOW)
 
@@ -63,6 +63,8 @@ def test_sampling_at_the_limits_passes(asked: Asked) -> None:
     [
         ("temperature", 1.6, "temperature is 1.6; this server takes at most 1.5."),
         ("top_k", 51, "top_k is 51; this server takes at most 50."),
+        ("top_k", 0, "top_k is 0, which bounds nothing; this server takes 1 to 50."),
+        ("top_k", -1, "top_k is -1, which bounds nothing; this server takes 1 to 50."),
         ("max_tokens", 101, "max_tokens is 101; this server takes at most 100."),
         ("max_completion_tokens", 101, "max_completion_tokens is 101; this server takes at most 100."),
     ],
@@ -78,3 +80,5 @@ def test_sampling_beyond_them_does_not(name: str, value: float, message: str) ->
 def test_by_default_nothing_usual_is_refused() -> None:
     check_messages(messages(*["a" * 100_000] * 100), HttpSettings())
     check_sampling(Asked(2.0, 100_000, 1_000_000, 1_000_000), HttpSettings())
+    check_sampling(Asked(top_k=-1), HttpSettings())
+    check_sampling(Asked(top_k=0), HttpSettings())
