@@ -100,8 +100,10 @@ def _with_model(example: Any, services: Services) -> Schema:
 
 def _answer(operation: Operation) -> Schema:
     names = ["x-request-id"]
+    if operation.body is not None:
+        names.append("x-headrace-ignored")
     if operation.generates:
-        names += ["x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters"]
+        names += ["x-headrace-seed", "x-headrace-parameters"]
     return {"description": "The answer.", "headers": _headers(names), "content": _answer_content(operation)}
 
 

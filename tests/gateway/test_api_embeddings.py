@@ -57,6 +57,7 @@ async def test_base64_on_the_wire() -> None:
     async with client_of(toy_services()) as client:
         body = {"model": MODEL, "input": "hello", "encoding_format": "base64"}
         answer = await client.post("/v1/embeddings", json=body)
+    assert "x-headrace-seed" not in answer.headers
     vector = struct.unpack("<4f", base64.b64decode(answer.json()["data"][0]["embedding"]))
     assert list(vector) == pytest.approx(expected(1, 2, 3, 5), rel=1e-6)
 
