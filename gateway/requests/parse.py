@@ -43,6 +43,7 @@ _EXTENSIONS_NOT_BUILT: Mapping[str, Acceptable] = {
 _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
     ChatRequest: {
         **_EXTENSIONS_NOT_BUILT,
+        "best_of": _one_of(None, 1),
         "echo": _one_of(None, False),
         "functions": _NO_ITEMS,
         "function_call": _one_of(None, "none"),
@@ -63,6 +64,12 @@ _MISNAMED: Mapping[type[Any], Mapping[str, str]] = {
         "max_output_tokens": "max_completion_tokens",
         "input": "messages",
         "text": "response_format",
+    },
+    CompletionRequest: {
+        "max_completion_tokens": "max_tokens",
+        "max_output_tokens": "max_tokens",
+        "input": "prompt",
+        "messages": "prompt",
     },
 }
 

@@ -373,6 +373,7 @@ NOT_BUILT_FIELDS = [
         "modalities": ["text", "audio"],
         "web_search_options": {},
         "chat_template": "{{ messages }}",
+        "best_of": 2,
     }.items()
 ]
 

@@ -284,3 +284,20 @@ async def test_fields_of_the_responses_api_are_refused_in_a_chat(name: str, valu
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
     assert error["message"].endswith(f"use {instead}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("max_completion_tokens", 5, "max_tokens"),
+        ("max_output_tokens", 5, "max_tokens"),
+        ("messages", HI, "prompt"),
+        ("input", "hi", "prompt"),
+    ],
+)
+async def test_fields_of_other_apis_are_refused_in_a_completion(name: str, value: Any, instead: str) -> None:
+    async with client_of(toy_services()) as client:
+        answer = await client.post(COMPLETIONS, json={"model": MODEL, "prompt": "hi", name: value})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    assert error["message"].endswith(f"use {instead}.")
