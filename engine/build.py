@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from engine import kvcache
 from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused, OutOfMemory
+from engine.flights import Executor
 from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.models.decoder import Decoder
-from engine.models.weights import Weights
+from engine.models.spec import ModelSpec
+from engine.models.weights import Weights, num_weights
 from engine.rows import RowTable
 from engine.runner import Runner
 from scheduler.blocks import BlockPool
@@ -28,8 +31,14 @@ from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
 
 Report = Callable[[str, int, int], None]  # phase, done, total
+CPU_SEQS, GPU_SEQS = 64, 256
 CPU_STEP_TOKENS = 256
 GPU_STEP_TOKENS = 8192
+GIB = 1 << 30
+REMEDIES = (
+    "raise --gpu-memory-fraction, lower --max-step-tokens or --max-seqs, choose a smaller model or a narrower --dtype, "
+    "or free the GPU of other programs"
+)
 
 
 class Phases:
@@ -49,25 +58,73 @@ class Phases:
         self.seconds.append((name, round(self._clock() - started, 3)))
 
 
-def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Runner, Ready]:
+def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Executor, Ready]:
     """Raises ModelRefused or OutOfMemory, each with one line for people."""
     host = choose_host(config.device, config.dtype, config.threads)
     _set_threads(host)
     attention = choose_attention(config.attention, host)
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
+    try:
+        return _build(config, host, attention, checkpoint, phases)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"{host.device} has too little memory: {str(error).split('. ')[0]}; {REMEDIES}") from None
+
+
+def _build(
+    config: EngineConfig,
+    host: Host,
+    attention: AttentionBackend[Any] | None,
+    checkpoint: Checkpoint,
+    phases: Phases,
+) -> tuple[Scheduler, Executor, Ready]:
+    _check_weights_fit(config, checkpoint.spec, host)
     with phases.phase("loading weights") as report:
         weights = load_weights(checkpoint, host, report)
+    if attention is None:
+        parts = _build_cuda(config, host, checkpoint, weights, phases)
+    else:
+        parts = _build_portable(config, host, attention, checkpoint, weights, phases)
+    limits, cache, runner, working = parts
+    scheduler = Scheduler(limits, BlockPool(cache.num_blocks, limits.block_size), time.monotonic)
+    name = "triton" if attention is None else attention.name
+    return scheduler, runner, _ready(checkpoint, host, weights, limits, cache, name, working, phases)
+
+
+Parts = tuple[Limits, KVCache, Executor, int]  # and bytes of what else the device holds, where that was measured
+
+
+def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Weights, phases: Phases) -> Parts:
+    from engine.cuda import build as cuda  # Triton is there on machines with a GPU only
+
+    model = cuda.Model(checkpoint.spec, weights, checkpoint.rope_factors)
+    with phases.phase("compiling kernels, measuring steps"):
+        working = cuda.working_bytes(model, _limits(config, checkpoint.spec, host), host.dtype)
     with phases.phase("allocating the KV cache"):
-        limits, cache = _allocate_cache(config, checkpoint, host)
+        limits, cache = _allocate_cache(config, checkpoint, host, working)
+    runner = cuda.make_runner(model, cache, limits)
+    with phases.phase("capturing graphs") as report:
+        runner.capture(report)
+    return limits, cache, runner, working
+
+
+def _build_portable(
+    config: EngineConfig,
+    host: Host,
+    attention: AttentionBackend[Any],
+    checkpoint: Checkpoint,
+    weights: Weights,
+    phases: Phases,
+) -> Parts:
+    with phases.phase("allocating the KV cache"):
+        limits, cache = _allocate_cache(config, checkpoint, host, 0)
     decoder = Decoder(checkpoint.spec, weights, cache, attention, limits.max_model_len, checkpoint.rope_factors)
     max_blocks = -(-limits.max_model_len // limits.block_size)
     rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
     runner = Runner(decoder, rows, limits.block_size, host.device)
     with phases.phase("warming up"):
         warm_up(runner, limits.block_size)
-    scheduler = Scheduler(limits, BlockPool(cache.num_blocks, limits.block_size), time.monotonic)
-    return scheduler, runner, _ready(checkpoint, host, weights, limits, cache, attention.name, phases)
+    return limits, cache, runner, 0
 
 
 def _set_threads(host: Host) -> None:
@@ -83,15 +140,20 @@ def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int]
     return load(checkpoint, host.dtype, host.device, report)
 
 
-def choose_attention(name: str, host: Host) -> AttentionBackend[Any]:
-    """auto: the compiled kernel on CPUs, for the types it reads; plain torch elsewhere."""
-    compiled = host.device.type == "cpu" and host.dtype in (torch.float32, torch.bfloat16)
+def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
+    """None: the kernels of engine/cuda. auto: those on Nvidia GPUs; on CPUs the compiled kernel, for the types that it
+    reads; plain torch elsewhere."""
+    device = host.device.type
+    compiled = device == "cpu" and host.dtype in (torch.float32, torch.bfloat16)
+    dtype = str(host.dtype).removeprefix("torch.")
     if name == "numba" and not compiled:
-        dtype = str(host.dtype).removeprefix("torch.")
         raise ModelRefused(
-            f"--attention numba is for float32 and bfloat16 on CPUs, not for {dtype} on {host.device.type}; "
-            "use --attention sdpa"
+            f"--attention numba is for float32 and bfloat16 on CPUs, not for {dtype} on {device}; use --attention sdpa"
         )
+    if name == "triton" and device != "cuda":
+        raise ModelRefused(f"--attention triton is for CUDA devices, not for {device}; use --attention sdpa")
+    if name == "triton" or (name == "auto" and device == "cuda"):
+        return None
     if name == "numba" or (name == "auto" and compiled):
         from engine.attention.paged_numba import NumbaAttention
 
@@ -105,13 +167,28 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any]:
     return SdpaAttention()
 
 
-def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host) -> tuple[Limits, KVCache]:
-    spec = checkpoint.spec
+def _limits(config: EngineConfig, spec: ModelSpec, host: Host) -> Limits:
+    """As wanted, whatever the cache will hold."""
+    on_cpu = host.device.type == "cpu"
     wanted = config.max_model_len or spec.context_length
     if wanted > spec.context_length:
         raise ModelRefused(f"--max-model-len {wanted} is more than the model's context of {spec.context_length} tokens")
-    budget = config.kv_cache_bytes or _cache_budget(config, host)
-    num_blocks = kvcache.num_blocks_for(spec, config.block_size, host.dtype, budget, wanted)
+    return Limits(
+        max_seqs=config.max_seqs or (CPU_SEQS if on_cpu else GPU_SEQS),
+        max_step_tokens=config.max_step_tokens or (CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS),
+        max_model_len=wanted,
+        block_size=config.block_size,
+        max_waiting=config.max_waiting,
+        max_waiting_tokens=config.max_waiting_tokens,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host, working: int) -> tuple[Limits, KVCache]:
+    """working: bytes to be left free for the steps themselves."""
+    spec, limits = checkpoint.spec, _limits(config, checkpoint.spec, host)
+    budget = config.kv_cache_bytes or _cache_budget(config, host, working)
+    num_blocks = kvcache.num_blocks_for(spec, config.block_size, host.dtype, budget, limits.max_model_len)
     usable_tokens = (num_blocks - kvcache.RESERVED_BLOCKS) * config.block_size
     if config.max_model_len > usable_tokens:
         per_token = kvcache.block_bytes(spec, config.block_size, host.dtype) // config.block_size
@@ -119,23 +196,34 @@ def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host) ->
             f"a context of {config.max_model_len} tokens needs {config.max_model_len * per_token} bytes of KV cache, "
             f"{budget} are given; raise --kv-cache-memory or lower --max-model-len"
         )
-    limits = Limits(
-        max_seqs=config.max_seqs,
-        max_step_tokens=config.max_step_tokens or (CPU_STEP_TOKENS if host.device.type == "cpu" else GPU_STEP_TOKENS),
-        max_model_len=min(wanted, usable_tokens),
-        block_size=config.block_size,
-        max_waiting=config.max_waiting,
-        max_waiting_tokens=config.max_waiting_tokens,
-        prefix_caching=config.prefix_caching,
-    )
+    limits = replace(limits, max_model_len=min(limits.max_model_len, usable_tokens))
     return limits, kvcache.allocate(spec, num_blocks, config.block_size, host.dtype, host.device)
 
 
-def _cache_budget(config: EngineConfig, host: Host) -> int:
-    if host.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(host.device)
-        return max(0, int(free - (1 - config.gpu_memory_fraction) * total))
-    return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE))
+def _cache_budget(config: EngineConfig, host: Host, working: int) -> int:
+    if host.device.type != "cuda":
+        return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE))
+    free, total = torch.cuda.mem_get_info(host.device)
+    budget = int(free - (1 - config.gpu_memory_fraction) * total - working)
+    if budget <= 0:
+        raise OutOfMemory(
+            f"nothing is left for the KV cache: {host.device} has {total / GIB:.1f} GiB, of which {free / GIB:.1f} are "
+            f"free beside the weights, and steps need {working / GIB:.1f}; {REMEDIES}"
+        )
+    return budget
+
+
+def _check_weights_fit(config: EngineConfig, spec: ModelSpec, host: Host) -> None:
+    if host.device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(host.device)
+    needed = num_weights(spec) * host.dtype.itemsize
+    allowed = free - (1 - config.gpu_memory_fraction) * total
+    if needed > allowed:
+        raise OutOfMemory(
+            f"the weights need {needed / GIB:.1f} GiB and {host.device} has {max(allowed, 0) / GIB:.1f} GiB for them "
+            f"({total / GIB:.1f} in all, {free / GIB:.1f} free); {REMEDIES}"
+        )
 
 
 def warm_up(runner: Runner, block_size: int) -> None:
@@ -155,6 +243,7 @@ def _ready(
     limits: Limits,
     cache: KVCache,
     attention: str,
+    working: int,
     phases: Phases,
 ) -> Ready:
     return Ready(
@@ -171,6 +260,7 @@ def _ready(
         num_parameters=weights.num_parameters,
         weights_bytes=weights.num_bytes,
         kv_cache_bytes=cache.num_bytes,
+        working_bytes=working,
         phases_s=phases.seconds,
         hidden_size=checkpoint.spec.hidden,
     )

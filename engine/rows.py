@@ -21,9 +21,8 @@ class PenaltyState:
     def __init__(self, prompt: list[int], generated: list[int], vocab_size: int, device: torch.device) -> None:
         self.in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.in_prompt[torch.tensor(prompt, dtype=torch.int64, device=device)] = True
-        self.counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)  # of generated tokens
-        for token in generated:
-            self.counts[token] += 1
+        past = torch.tensor(generated, dtype=torch.int64, device=device)
+        self.counts = torch.bincount(past, minlength=vocab_size).int()  # of generated tokens
 
     def add(self, token: int) -> None:
         self.counts[token] += 1
@@ -56,6 +55,27 @@ class Row:
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_len :]
 
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if self.matcher is not None:
+            self.matcher.consume_tokens([token])
+
+
+def new_row(admit: Admit, matchers: Matchers, vocab_size: int, device: torch.device) -> Row:
+    params = admit.params
+    row = Row(params, list(admit.tokens), admit.prompt_len)
+    if params.repetition != 1.0 or params.presence or params.frequency:
+        row.penalties = PenaltyState(row.tokens[: row.prompt_len], row.generated, vocab_size, device)
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        row.bias = (torch.tensor(ids, device=device), torch.tensor(values, device=device))
+    row.exclusions = exclusions_of(params, device)
+    if params.grammar is not None:
+        row.matcher = matchers.start(admit.seq_id, row.generated)
+    return row
+
 
 class RowTable:
     """Rows by slot; block tables in one array that a batch is cut from."""
@@ -74,18 +94,7 @@ class RowTable:
         return row
 
     def admit(self, admit: Admit) -> None:
-        params = admit.params
-        row = Row(params, list(admit.tokens), admit.prompt_len)
-        if params.repetition != 1.0 or params.presence or params.frequency:
-            prompt = row.tokens[: row.prompt_len]
-            row.penalties = PenaltyState(prompt, row.generated, self.vocab_size, self._device)
-        if params.logit_bias:
-            ids, values = zip(*params.logit_bias, strict=True)
-            row.bias = (torch.tensor(ids, device=self._device), torch.tensor(values, device=self._device))
-        row.exclusions = exclusions_of(params, self._device)
-        if params.grammar is not None:
-            row.matcher = self.matchers.start(admit.seq_id, row.generated)
-        self.rows[admit.slot] = row
+        self.rows[admit.slot] = new_row(admit, self.matchers, self.vocab_size, self._device)
         self.block_tables[admit.slot] = 0
         self.extend(admit.slot, admit.blocks)
 
@@ -98,9 +107,4 @@ class RowTable:
         self.rows[slot] = None
 
     def append(self, slot: int, token: int) -> None:
-        row = self[slot]
-        row.tokens.append(token)
-        if row.penalties is not None:
-            row.penalties.add(token)
-        if row.matcher is not None:
-            row.matcher.consume_tokens([token])
+        self[slot].append(token)

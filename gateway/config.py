@@ -115,11 +115,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["auto", "float32", "bfloat16", "float16"], Meta(description="Type of weights and KV cache.")
     ] = "auto"
     threads: Annotated[CountOrAuto, Meta(description="CPU threads of the engine; 0: chosen by it.")] = 0
-    attention: Annotated[Literal["auto", "reference", "sdpa", "numba"], Meta(description="Attention backend.")] = "auto"
+    attention: Annotated[
+        Literal["auto", "reference", "sdpa", "numba", "triton"],
+        Meta(description="Attention backend; auto: triton on Nvidia GPUs, numba on CPUs, else sdpa."),
+    ] = "auto"
     max_model_len: Annotated[
         CountOrAuto, Meta(description="Most tokens of prompt and answer together; 0: the model's own limit.")
     ] = 0
-    max_seqs: Annotated[Count, Meta(description="Most sequences computed at the same time.")] = 64
+    max_seqs: Annotated[
+        CountOrAuto, Meta(description="Most sequences computed at the same time; 0: 256 on a GPU, 64 on a CPU.")
+    ] = 0
     max_step_tokens: Annotated[CountOrAuto, Meta(description="Most tokens of one step; 0: chosen by the engine.")] = 0
     block_size: Annotated[Count, Meta(description="Tokens of one block of the KV cache.")] = 16
     kv_cache_memory: Annotated[

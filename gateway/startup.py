@@ -96,6 +96,11 @@ class Started:
         return f"http://{shown(reachable, self.port)}"
 
 
+def memory_split(ready: Ready) -> str:
+    parts = {"weights": ready.weights_bytes, "KV cache": ready.kv_cache_bytes, "steps and graphs": ready.working_bytes}
+    return ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
+
+
 def summary_rows(started: Started) -> list[tuple[str, str]]:
     ready = started.ready
     num_blocks = ready.num_blocks - RESERVED_BLOCKS
@@ -104,7 +109,7 @@ def summary_rows(started: Started) -> list[tuple[str, str]]:
     return [
         ("model", f"{started.model}: {ready.architecture}, {ready.num_parameters / 1e6:,.1f} M parameters"),
         ("device", f"{ready.device}, {ready.dtype}, attention by {ready.attention}"),
-        ("memory", f"weights {format_size(ready.weights_bytes)}, KV cache {format_size(ready.kv_cache_bytes)}"),
+        ("memory", memory_split(ready)),
         (
             "KV cache",
             f"{num_tokens:,} tokens in {num_blocks:,} blocks of {ready.block_size}: "

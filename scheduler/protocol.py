@@ -26,12 +26,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = 0  # 0: chosen by the engine
-    attention: Literal["auto", "reference", "sdpa", "numba"] = "auto"
+    attention: Literal["auto", "reference", "sdpa", "numba", "triton"] = "auto"
     block_size: int = 16
     kv_cache_bytes: int = 0  # 0: chosen by the engine from the memory that is free
     gpu_memory_fraction: float = 0.9
     max_model_len: int = 0  # 0: the model's own context, or less where the cache holds less
-    max_seqs: int = 64
+    max_seqs: int = 0  # 0: chosen by the engine
     max_step_tokens: int = 0  # 0: chosen by the engine
     max_waiting: int = 1024
     max_waiting_tokens: int = 1 << 20
@@ -91,6 +91,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     kv_cache_bytes: int
     phases_s: list[tuple[str, float]]  # start-up phases and their seconds
     hidden_size: int = 0  # of the embeddings of prompts
+    working_bytes: int = 0  # that the steps themselves need on the device, where that was measured
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):

@@ -69,7 +69,9 @@ def _multiply(
     up_tile = tile
     if GATED:
         up_tile = tl.load(up_at, mask=inside, other=0.0, eviction_policy="evict_first")
-    scale = tl.load(norm + k, mask=k < K, other=0.0) if NORM else 0.0
+    scale = tile
+    if NORM:
+        scale = tl.load(norm + k, mask=k < K, other=0.0)
     if OVERLAP:
         gdc_wait()
     part = tl.load(x_at, mask=(m < M) & (k < K), other=0.0)

@@ -187,8 +187,8 @@ def sample_plain(
     tokens_out: Tensor,
     last_tokens: Tensor,
 ) -> None:
-    """Greedy where a row's temperature is 0, else a draw within the bounds; to tokens_out[s] and last_tokens[row]. Skips
-    padding.
+    """Greedy where a row's temperature is 0, else a draw within the bounds; to tokens_out[s], last_tokens[row].
+    Skips padding.
 
     logits: [samples, vocab]; samples, rows, positions, counts: int32 as in engine/cuda/step.py; temperatures: [rows]
     float32; seeds: [rows] int64, the bits of a uint64; tokens_out: [samples] int64; last_tokens: [rows] int64.

@@ -88,6 +88,10 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weigh
     return Weights(embed=embed, layers=layers, final_norm=empty(spec.hidden), head=head)
 
 
+def num_weights(spec: ModelSpec) -> int:
+    return allocate(spec, torch.float32, torch.device("meta")).num_parameters
+
+
 def destinations(spec: ModelSpec, weights: Weights) -> dict[str, Tensor]:
     """Where each tensor of a Hugging Face checkpoint goes: its name -> a view of the fused tensor."""
     table = {"model.embed_tokens.weight": weights.embed, "model.norm.weight": weights.final_norm}

@@ -43,7 +43,7 @@ def test_sizes_in_the_file_may_be_text_or_numbers(file: Path) -> None:
     [
         ("port", "http", "--port (or HEADRACE_PORT): expected int, not 'http'"),
         ("port", "70000", "--port (or HEADRACE_PORT): expected int <= 65535, not '70000'"),
-        ("max_seqs", "0", "--max-seqs (or HEADRACE_MAX_SEQS): expected int >= 1, not '0'"),
+        ("block_size", "0", "--block-size (or HEADRACE_BLOCK_SIZE): expected int >= 1, not '0'"),
         ("max_wait", "nan", "--max-wait (or HEADRACE_MAX_WAIT): expected float >= 0.0, not 'nan'"),
         ("log_level", "loud", "--log-level (or HEADRACE_LOG_LEVEL): expected one of debug, error, info, warning"),
         ("max_body", "2 cups", "--max-body (or HEADRACE_MAX_BODY): expected a size such as 2GiB"),

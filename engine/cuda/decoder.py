@@ -1,0 +1,136 @@
+"""The forward pass of engine/models/decoder.py in fused kernels, over one step's tensors.
+
+    residual += out; x = norm(residual)      one kernel
+    qkv = x @ W                              cuBLAS
+    norm q and k, rotate, write k and v      one kernel
+    attend: decode tiles, prefill tiles      one kernel each
+    o = attended @ W                         cuBLAS
+    residual += o; x = norm(residual)        one kernel
+    gate, up = x @ W                         cuBLAS
+    silu(gate) * up                          one kernel
+    out = that @ W                           cuBLAS
+
+A single token has the norm before a product, silu(gate) * up and the sum with the residual in the product's own launch
+(engine/cuda/gemv.py): six kernels a layer instead of nine.
+
+Nothing here waits for the device or looks at its values, so every step of one size can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.cuda.activation import silu_mul
+from engine.cuda.attention import Workspace, decode_attention
+from engine.cuda.embed import embed
+from engine.cuda.gemv import skinny_linear
+from engine.cuda.norm import add_rms_norm, rms_norm
+from engine.cuda.prefill import prefill_attention
+from engine.cuda.rope import rope_write
+from engine.cuda.step import StepTensors, max_tokens
+from engine.cuda.tables import DeviceTables
+from engine.kvcache import KVCache
+from engine.models import rope
+from engine.models.spec import ModelSpec
+from engine.models.weights import LayerWeights, Weights
+from scheduler.types import Limits
+
+
+class CudaDecoder:
+    """Weights, rotary tables and the cache that it writes."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        cache: KVCache,
+        tables: DeviceTables,
+        workspace: Workspace,
+        limits: Limits,
+        rope_factors: Tensor | None = None,
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.cache = cache
+        self._tables = tables
+        self._workspace = workspace
+        device = weights.embed.device
+        # In float32 for all types: the kernel rotates in float32 anyway.
+        self._cos, self._sin = rope.table(spec, limits.max_model_len, torch.float32, device, rope_factors)
+        # Padding tokens, which nobody attends for, find there what is at least finite.
+        self._attended = torch.zeros(max_tokens(limits), spec.q_size, dtype=weights.embed.dtype, device=device)
+        # Kernels that start before the one in front has ended: from Hopper on.
+        self._overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+    @torch.inference_mode()
+    def forward(self, step: StepTensors, residual: Tensor) -> Tensor:
+        """residual, [tokens, hidden]: filled with the hidden states before the final norm. Returns those after it."""
+        embed(step.ids, step.rows, self._tables.last_tokens, self.weights.embed, residual)
+        if len(residual) == 1:
+            return self._forward_alone(step, residual)
+        weights, eps, overlap = self.weights, self.spec.norm_eps, self._overlap
+        x = torch.empty_like(residual)
+        rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap)
+        next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
+        for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
+            attended = self._attend(index, layer, F.linear(x, layer.qkv, layer.qkv_bias), step)
+            out = F.linear(attended, layer.o, layer.o_bias)
+            add_rms_norm(out, residual, layer.ffn_norm, eps, x, overlap)
+            gate_up = F.linear(x, layer.gate_up, layer.gate_up_bias)
+            gated = x.new_empty(len(x), self.spec.ffn)
+            silu_mul(gate_up, gated, overlap)
+            out = F.linear(gated, layer.down, layer.down_bias)
+            add_rms_norm(out, residual, next_norm, eps, x, overlap)
+        return x
+
+    def _forward_alone(self, step: StepTensors, residual: Tensor) -> Tensor:
+        spec, eps, overlap = self.spec, self.spec.norm_eps, self._overlap
+        qkv = residual.new_empty(1, spec.q_size + 2 * spec.kv_size)
+        gated = residual.new_empty(1, spec.ffn)
+        for index, layer in enumerate(self.weights.layers):
+            skinny_linear(residual, layer.qkv, layer.qkv_bias, qkv, norm=(layer.attn_norm, eps), overlap=overlap)
+            attended = self._attend(index, layer, qkv, step)
+            skinny_linear(attended, layer.o, layer.o_bias, residual, add=True, overlap=overlap)
+            norm = (layer.ffn_norm, eps)
+            skinny_linear(residual, layer.gate_up, layer.gate_up_bias, gated, norm=norm, gated=True, overlap=overlap)
+            skinny_linear(gated, layer.down, layer.down_bias, residual, add=True, overlap=overlap)
+        return self.norm(residual)
+
+    @torch.inference_mode()
+    def norm(self, x: Tensor) -> Tensor:
+        """The final norm. x: [rows, hidden]"""
+        out = torch.empty_like(x)
+        rms_norm(x, self.weights.final_norm, self.spec.norm_eps, out, self._overlap)
+        return out
+
+    @torch.inference_mode()
+    def head(self, x: Tensor) -> Tensor:
+        """Logits, float32 [rows, vocab], of hidden states before the final norm."""
+        return F.linear(self.norm(x), self.weights.head).float()
+
+    @torch.inference_mode()
+    def logits(self, normed: Tensor, out: Tensor) -> None:
+        """Of hidden states after the final norm, in the weights' type. out: [rows, vocab]"""
+        if len(normed) == 1:
+            skinny_linear(normed, self.weights.head, None, out, overlap=self._overlap)
+        else:
+            torch.mm(normed, self.weights.head.t(), out=out)
+
+    def _attend(self, index: int, layer: LayerWeights, qkv: Tensor, step: StepTensors) -> Tensor:
+        """Writes keys and values. qkv: [tokens, q + 2 kv], changed; returns [tokens, q]."""
+        spec, cache, tables, overlap = self.spec, self.cache.layers[index], self._tables.block_tables, self._overlap
+        places = (step.rows, step.positions, tables)
+        rotated = index not in spec.nope_layers
+        norms = (layer.q_norm, layer.k_norm, spec.norm_eps)
+        rope_write(qkv, *places, cache, self._cos, self._sin, *norms, rotated, overlap)
+        q = qkv[:, : spec.q_size].view(-1, spec.num_heads, spec.head_dim)
+        out = self._attended[: len(q)].view(q.shape)
+        scale, window = spec.head_dim**-0.5, spec.window(index)
+        decode_attention(
+            q, cache, *places, step.decode, step.counts, out, self._workspace, scale, window, overlap=overlap
+        )
+        if len(step.prefill):
+            prefill_attention(q, cache, *places, step.prefill, step.counts, out, scale, window, overlap=overlap)
+        return out.view(-1, spec.q_size)
