@@ -32,7 +32,10 @@ from engine.kvcache import LayerKV
 SPLIT = 256  # keys of a tile
 SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
 PROGRAMS_PER_SM = 3
-OPTIONS = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+OPTIONS = {  # by bytes of a number
+    2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+    4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+}
 
 LOG2_E = 1.4426950408889634
 NO_WINDOW = 1 << 30
@@ -83,7 +86,7 @@ def decode_attention(
     scale: float,
     window: int | None,
     overlap: bool = False,
-    options: dict[str, int] = OPTIONS,
+    options: dict[str, int] | None = None,
     programs_per_sm: int = PROGRAMS_PER_SM,
 ) -> None:
     """q: [tokens, heads, head_dim], contiguous but for its first stride; rows, positions: [tokens]; block_tables:
@@ -119,7 +122,7 @@ def decode_attention(
         SPLIT=SPLIT,
         SPLIT_AT=SPLIT_AT,
         OVERLAP=overlap,
-        **launched(options, overlap),
+        **launched(options or OPTIONS[q.element_size()], overlap),
     )
 
 

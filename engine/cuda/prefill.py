@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from numpy.typing import NDArray
@@ -27,22 +28,27 @@ from engine.cuda.attention import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, l
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.kvcache import LayerKV
 
-ROWS = 128  # of a tile: tokens * query heads of a kv head
 PROGRAMS_PER_SM = 2
-OPTIONS = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+# By bytes of a number:
+ROWS = {2: 128, 4: 32}  # of a tile: tokens * query heads of a kv head
+OPTIONS = {
+    2: {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+    4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+}
 
 
-def tile_tokens(group: int, rows: int = ROWS) -> int:
-    """Tokens of a full tile. group: query heads that share a kv head."""
-    return max(1, rows // group)
+def tile_rows(group: int, dtype: torch.dtype) -> int:
+    """group: query heads that share a kv head. Always room for four tokens."""
+    return max(ROWS[dtype.itemsize], 4 * triton.next_power_of_2(group))
 
 
 def prefill_tiles(
-    starts: NDArray[Any], counts: NDArray[Any], positions: NDArray[Any], group: int, rows: int = ROWS
+    starts: NDArray[Any], counts: NDArray[Any], positions: NDArray[Any], group: int, rows: int
 ) -> NDArray[np.int32]:
     """starts, counts, positions: [n], of each run of tokens: index of the first, how many, position of the first.
+    group: query heads that share a kv head; rows: of a tile.
     Returns [tiles, 2]: index of the first token, how many; longest context first."""
-    size = tile_tokens(group, rows)
+    size = rows // group
     tiles = -(-counts // size)
     run = np.repeat(np.arange(len(counts)), tiles)
     skipped = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * size
@@ -63,9 +69,9 @@ def prefill_attention(
     scale: float,
     window: int | None,
     overlap: bool = False,
-    options: dict[str, int] = OPTIONS,
+    options: dict[str, int] | None = None,
     programs_per_sm: int = PROGRAMS_PER_SM,
-    tile_rows: int = ROWS,
+    rows_of_tile: int = 0,
 ) -> None:
     """q: [tokens, heads, head_dim], contiguous but for its first stride; rows, positions: [tokens]; block_tables:
     [rows, max_blocks]; tiles: [>= counts[0], 2]; counts: [8]; out: [tokens, heads, head_dim], written where there are
@@ -87,13 +93,13 @@ def prefill_attention(
         q.stride(0),
         block_tables.stride(0),
         GROUP=group,
-        ROWS=max(tile_rows, triton.next_power_of_2(group)),
+        ROWS=rows_of_tile or tile_rows(group, q.dtype),
         KV_HEADS=kv_heads,
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         WIDTH=triton.next_power_of_2(head_dim),
         OVERLAP=overlap,
-        **launched(options, overlap),
+        **launched(options or OPTIONS[q.element_size()], overlap),
     )
 
 

@@ -23,6 +23,7 @@ from engine.cuda.decoder import CudaDecoder
 from engine.cuda.filters import bounds, find_bounds
 from engine.cuda.graphs import Graphs, decode_sizes, mixed_sizes
 from engine.cuda.hosted import HostedRows
+from engine.cuda.prefill import tile_rows
 from engine.cuda.sampling import sample_plain, scratch
 from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors
 from engine.cuda.tables import DeviceTables
@@ -49,6 +50,8 @@ class CudaRunner:
         self._model = model
         self._tables = tables
         self._max_tiles = max_tiles
+        self._group = model.spec.num_heads // model.spec.num_kv_heads
+        self._tile_rows = tile_rows(self._group, model.weights.embed.dtype)
         embed = model.weights.embed
         self._device, dtype, vocab = embed.device, embed.dtype, model.spec.vocab_size
         self._max_seqs = limits.max_seqs
@@ -109,8 +112,7 @@ class CudaRunner:
         """A step of so many tokens that nobody asked for, kernel by kernel: to compile, or to see what it needs."""
         padded = steps.rounded(num_tokens)
         layout = Layout(padded, self._max_seqs, True)
-        group = self._model.spec.num_heads // self._model.spec.num_kv_heads
-        self._buffer.write(steps.arrays([], {}, group, self._max_tiles), layout)
+        self._buffer.write(self._arrays([]), layout)
         views = self._buffer.views(layout)
         normed = self._model.forward(views, self._hidden[:padded])
         self._sample(normed[: self._max_seqs], views, min(padded, self._max_seqs))
@@ -123,8 +125,7 @@ class CudaRunner:
         self._update_rows(plan)
         slots = [work.slot for work in plan.works if work.sample]
         self._hosted.begin(slots)
-        group = self._model.spec.num_heads // self._model.spec.num_kv_heads
-        arrays = steps.arrays(plan.works, self._known, group, self._max_tiles)
+        arrays = self._arrays(plan.works)
         self._tables.flush()
         if arrays.is_decode:
             size = self._decode.size_for(arrays.num_tokens)
@@ -134,6 +135,9 @@ class CudaRunner:
         else:
             self._launch_mixed(arrays)
         self._flights.append(self._bring_back(plan, slots))
+
+    def _arrays(self, works: list[Work]) -> StepArrays:
+        return steps.arrays(works, self._known, self._group, self._tile_rows, self._max_tiles)
 
     def _update_rows(self, plan: StepPlan) -> None:
         for slot in plan.releases:

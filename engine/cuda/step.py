@@ -80,9 +80,9 @@ class StepTensors:
     decode: Tensor
 
 
-def arrays(works: list[Work], prompts: dict[int, Ints], group: int, max_tiles: int) -> StepArrays:
+def arrays(works: list[Work], prompts: dict[int, Ints], group: int, tile_rows: int, max_tiles: int) -> StepArrays:
     """prompts: the tokens that each row was admitted with; what follows them is in the row on the device.
-    group: query heads that share a kv head. max_tiles: of decode, at least one for each row."""
+    group: query heads that share a kv head. tile_rows: of prefill. max_tiles: of decode, at least one for each row."""
     slots = np.array([work.slot for work in works], np.int32)
     starts = np.array([work.start for work in works], np.int32)
     counts = np.array([work.count for work in works], np.int32)
@@ -101,7 +101,7 @@ def arrays(works: list[Work], prompts: dict[int, Ints], group: int, max_tiles: i
     samples = (ends - 1)[np.array([work.sample for work in works], bool)]
     split = _split(ends_at[alone], max_tiles)
     decode = decode_tiles(begins[alone], ends_at[alone], split)
-    prefill = prefill_tiles(begins[many], counts[many], starts[many], group)
+    prefill = prefill_tiles(begins[many], counts[many], starts[many], group, tile_rows)
     return StepArrays(ids, rows, positions, samples, decode, prefill, split)
 
 
@@ -127,7 +127,7 @@ class Layout:
     def parts(self) -> list[slice]:
         """Of counts, ids, rows, positions, samples, prefill tiles; the tiles of decode follow."""
         tokens, samples = self.num_tokens, self.num_samples
-        prefill = tokens + 2 if self.has_prefill else 0  # a work of several tokens has at most a tile for two of them
+        prefill = tokens + 2 if self.has_prefill else 0  # 2 a tile; no run of n > 1 has more than n / 2
         at, found = 0, []
         for size in (NUM_COUNTS, tokens, tokens, tokens, samples, prefill):
             found.append(slice(at, at + size))

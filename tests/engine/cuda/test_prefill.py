@@ -19,7 +19,8 @@ SHAPES = [
 RUNS = [(1, 1), (63, 63), (64, 128), (5, 70), (1, 200), (40, 170)]
 
 
-def attend(step: Step, window: int | None = None, rows: int = prefill.ROWS) -> torch.Tensor:
+def attend(step: Step, window: int | None = None, rows: int = 0) -> torch.Tensor:
+    rows = rows or prefill.tile_rows(step.shape.group, step.shape.dtype)
     device = step.q.device
     positions = step.kv_lens - step.counts
     tiles = prefill.prefill_tiles(step.starts, step.counts, positions, step.shape.group, rows)
@@ -27,7 +28,7 @@ def attend(step: Step, window: int | None = None, rows: int = prefill.ROWS) -> t
     paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
     out = step.out()
     prefill.prefill_attention(
-        *paged, torch.from_numpy(tiles).to(device), counts, out, step.scale, window, tile_rows=rows
+        *paged, torch.from_numpy(tiles).to(device), counts, out, step.scale, window, rows_of_tile=rows
     )
     assert out[step.num_tokens :].isnan().all()  # padding has no tile
     return out
@@ -69,7 +70,7 @@ def test_nothing_to_prefill(device: torch.device) -> None:
 
 
 def test_tiles_cover_each_token_once_and_the_longest_come_first() -> None:
-    tiles = prefill.prefill_tiles(np.array([3, 50]), np.array([40, 70]), np.array([500, 0]), group=4)
+    tiles = prefill.prefill_tiles(np.array([3, 50]), np.array([40, 70]), np.array([500, 0]), 4, 128)
     assert tiles.tolist() == [[35, 8], [3, 32], [114, 6], [82, 32], [50, 32]]
     empty = np.array([], int)
-    assert prefill.prefill_tiles(empty, empty, empty, group=4).shape == (0, 2)
+    assert prefill.prefill_tiles(empty, empty, empty, 4, 128).shape == (0, 2)
