@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_real --prepare [MODEL.gguf]     makes benchmarks/data/smollm2_greedy.json, on a CPU
     python -m benchmarks.gpu_real --split MODEL.gguf         makes .model/part0 and .model/part1, to be carried apart
 
-Where a token differs, the CPU's margin there, between the logarithms of its two likeliest tokens, says if it could: in float32 sums come out differently by some 1e-5, in bfloat16 by some tenths.
+Where a token differs, the CPU's margin there, between the logarithms of its two likeliest tokens, says if it could: in
+float32 sums come out differently by some 1e-5, in bfloat16 by some tenths.
 """
 
 from __future__ import annotations
