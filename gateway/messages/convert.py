@@ -22,13 +22,16 @@ from gateway.messages.types import (
 )
 from gateway.model.served import ServedModel
 from gateway.openai import ChatRequest, encode
-from gateway.requests.parse import decode, invalid, unbuilt
+from gateway.requests.parse import FORMS, LENGTHS, decode, invalid, unbuilt
 
 _SWITCHES = ("enable_thinking", "thinking")  # by which templates turn reasoning on and off
 _NESTED = {"tool_choice": ToolChoice, "thinking": Thinking, "output_config": OutputConfig}
 MISNAMED: Mapping[str, str] = {  # other APIs' fields, and what to use instead
-    "max_completion_tokens": "max_tokens",
-    "max_output_tokens": "max_tokens",
+    **FORMS,
+    **dict.fromkeys((*LENGTHS, "max_completion_tokens", "max_output_tokens"), "max_tokens"),
+    "instructions": "system",
+    "input": "messages",
+    "stop": "stop_sequences",
     "response_format": "output_config.format",
     **{f"guided_{kind}": f"structured_outputs.{kind}" for kind in ("json", "regex", "choice", "grammar")},
 }

@@ -30,12 +30,25 @@ def _one_of(*values: Any) -> Acceptable:
 _NOTHING = _one_of(None)
 _NO_ITEMS = _one_of(None, [])
 
+_NO_NUMBER = _one_of(None, 0, 0.0)
+
 # Known features that are not built, each with the values that ask for nothing.
 _EXTENSIONS_NOT_BUILT: Mapping[str, Acceptable] = {
     "use_beam_search": _one_of(None, False),
     "length_penalty": _one_of(None, 1, 1.0),
+    "typical_p": _one_of(None, 1, 1.0),
+    "mirostat": _NO_NUMBER,
+    "dry_multiplier": _NO_NUMBER,
+    "xtc_probability": _NO_NUMBER,
+    "dynatemp_range": _NO_NUMBER,
+    "top_n_sigma": _one_of(None, -1, -1.0),
+    "t_max_predict_ms": _one_of(None, 0, -1),
     "stop_regex": _NO_ITEMS,
     "logits_processors": _NO_ITEMS,
+    "custom_logit_processor": _NOTHING,
+    "repetition_detection": _NOTHING,
+    "lora": _NO_ITEMS,
+    "lora_path": _NOTHING,
     "documents": _NO_ITEMS,
     "thinking_token_budget": _NOTHING,
     "return_tokens_as_token_ids": _one_of(None, False),
@@ -58,18 +71,28 @@ _NOT_BUILT: Mapping[type[Any], Mapping[str, Acceptable]] = {
 
 _SHAPES = {"json_object": "schema", "json_schema": "json_schema"}  # the field beside a response_format's type
 
-# Other APIs' fields whose silence would change much, each with what to use instead.
+# Other servers' and other APIs' fields whose silence would change much, each with what to use instead.
+FORMS: Mapping[str, str] = {
+    "regex": "structured_outputs.regex",
+    "ebnf": "structured_outputs.grammar",
+    "grammar": "structured_outputs.grammar",
+    "json_schema": "structured_outputs.json",
+}
+SAMPLING: Mapping[str, str] = {"repeat_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+LENGTHS = ("max_new_tokens", "n_predict", "num_predict")
 _MISNAMED: Mapping[type[Any], Mapping[str, str]] = {
     ChatRequest: {
-        "max_output_tokens": "max_completion_tokens",
-        "input": "messages",
+        **FORMS,
+        **SAMPLING,
+        **dict.fromkeys((*LENGTHS, "max_output_tokens"), "max_completion_tokens"),
+        **dict.fromkeys(("input", "instructions", "system"), "messages"),
         "text": "response_format",
     },
     CompletionRequest: {
-        "max_completion_tokens": "max_tokens",
-        "max_output_tokens": "max_tokens",
-        "input": "prompt",
-        "messages": "prompt",
+        **FORMS,
+        **SAMPLING,
+        **dict.fromkeys((*LENGTHS, "max_output_tokens", "max_completion_tokens"), "max_tokens"),
+        **dict.fromkeys(("input", "messages"), "prompt"),
     },
 }
 
@@ -141,7 +164,7 @@ def parse(body: bytes, kind: type[T], misnamed: Mapping[str, str] | None = None)
     those of other APIs (400): `misnamed` has what to use instead."""
     fields = decode(body, dict[str, Raw])
     _check_names(fields, misnamed or _MISNAMED.get(kind, {}))
-    not_built = _NOT_BUILT.get(kind, {})
+    not_built = _NOT_BUILT.get(kind, _EXTENSIONS_NOT_BUILT)
     for name in fields.keys() & not_built.keys():
         if not not_built[name](decode(fields[name], Any, name)):
             raise unbuilt(name, f"{name} is not supported by this server yet.")

@@ -12,7 +12,7 @@ from msgspec import Raw
 from gateway.errors import ApiError
 from gateway.openai import ChatRequest, StreamOptions, encode
 from gateway.requests.conversation import MAX_TOOLS
-from gateway.requests.parse import decode, invalid, unbuilt
+from gateway.requests.parse import FORMS, LENGTHS, SAMPLING, decode, invalid, unbuilt
 from gateway.responses.turns import Sourced
 from gateway.responses.types import FunctionTool, ItemHead, Nested, ReasoningConfig, ResponseRequest, TextConfig
 
@@ -51,9 +51,11 @@ HOSTED_TOOLS = frozenset(
 )
 _NOT_BUILT = ("conversation", "prompt", "context_management", "moderation", "access_programs")
 MISNAMED: Mapping[str, str] = {  # other APIs' fields, and what to use instead
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
+    **FORMS,
+    **SAMPLING,
+    **dict.fromkeys((*LENGTHS, "max_tokens", "max_completion_tokens"), "max_output_tokens"),
     "messages": "input",
+    "system": "instructions",
     "response_format": "text.format",
     **{f"guided_{kind}": f"structured_outputs.{kind}" for kind in ("json", "regex", "choice", "grammar")},
 }

@@ -208,6 +208,7 @@ async def test_fields_that_nobody_knows_are_told() -> None:
         ),
         ({"stop_sequences": ["a", ""]}, 400, "stop_sequences[1]"),
         ({"mcp_servers": [{"name": "x"}]}, 501, "mcp_servers"),
+        ({"typical_p": 0.5}, 501, "typical_p"),
     ],
 )
 async def test_a_bad_request_names_its_field(change: dict[str, Any], status: int, words: str) -> None:
@@ -221,6 +222,11 @@ async def test_a_bad_request_names_its_field(change: dict[str, Any], status: int
     [
         ("max_completion_tokens", 5, "max_tokens"),
         ("max_output_tokens", 5, "max_tokens"),
+        ("max_new_tokens", 5, "max_tokens"),
+        ("instructions", "s", "system"),
+        ("input", "hi", "messages"),
+        ("stop", ["a"], "stop_sequences"),
+        ("regex", "a", "structured_outputs.regex"),
         ("response_format", {"type": "json_object"}, "output_config.format"),
         ("guided_json", {}, "structured_outputs.json"),
         ("guided_regex", "a", "structured_outputs.regex"),

@@ -234,7 +234,11 @@ async def test_names_that_nobody_knows_in_text_and_reasoning_are_told() -> None:
 ELSEWHERE = {
     "max_tokens": (5, "max_output_tokens"),
     "max_completion_tokens": (5, "max_output_tokens"),
+    "max_new_tokens": (5, "max_output_tokens"),
     "messages": ([{"role": "user", "content": "hi"}], "input"),
+    "system": ("s", "instructions"),
+    "regex": ("a", "structured_outputs.regex"),
+    "repeat_penalty": (1.1, "repetition_penalty"),
     "response_format": ({"type": "json_object"}, "text.format"),
     "guided_json": ({}, "structured_outputs.json"),
     "guided_regex": ("a", "structured_outputs.regex"),

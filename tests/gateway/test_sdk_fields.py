@@ -270,34 +270,43 @@ async def test_every_choice_of_tools_is_honoured(choice: Any) -> None:
     assert (await outcome_of(CHAT, {**base, "tool_choice": choice})).effect != (await outcome_of(CHAT, base)).effect
 
 
+ELSEWHERE = [
+    *(("regex", "a", "structured_outputs.regex"), ("ebnf", "a", "structured_outputs.grammar")),
+    *(("grammar", "a", "structured_outputs.grammar"), ("json_schema", {}, "structured_outputs.json")),
+    *(("repeat_penalty", 1.1, "repetition_penalty"), ("min_new_tokens", 2, "min_tokens")),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("max_output_tokens", 5, "max_completion_tokens"),
-        ("input", "hi", "messages"),
+        *ELSEWHERE,
+        *((name, 5, "max_completion_tokens") for name in ("max_output_tokens", "max_new_tokens", "n_predict")),
+        *((name, "hi", "messages") for name in ("input", "instructions", "system")),
         ("text", {"format": {"type": "json_object"}}, "response_format"),
     ],
 )
-async def test_fields_of_the_responses_api_are_refused_in_a_chat(name: str, value: Any, instead: str) -> None:
-    async with client_of(toy_services()) as client:
-        answer = await client.post(CHAT, json={"model": MODEL, "messages": HI, name: value})
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
-    assert error["message"].endswith(f"use {instead}.")
+async def test_other_names_of_a_chats_fields_are_refused_with_what_to_use(name: str, value: Any, instead: str) -> None:
+    await check_refused(CHAT, {"model": MODEL, "messages": HI}, name, value, instead)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("max_completion_tokens", 5, "max_tokens"),
-        ("max_output_tokens", 5, "max_tokens"),
-        ("messages", HI, "prompt"),
-        ("input", "hi", "prompt"),
+        *ELSEWHERE,
+        *((name, 5, "max_tokens") for name in ("max_completion_tokens", "max_output_tokens", "num_predict")),
+        *(("messages", HI, "prompt"), ("input", "hi", "prompt")),
     ],
 )
-async def test_fields_of_other_apis_are_refused_in_a_completion(name: str, value: Any, instead: str) -> None:
+async def test_other_names_of_a_completions_fields_too(name: str, value: Any, instead: str) -> None:
+    await check_refused(COMPLETIONS, {"model": MODEL, "prompt": "hi"}, name, value, instead)
+
+
+async def check_refused(path: str, body: dict[str, Any], name: str, value: Any, instead: str) -> None:
     async with client_of(toy_services()) as client:
-        answer = await client.post(COMPLETIONS, json={"model": MODEL, "prompt": "hi", name: value})
+        answer = await client.post(path, json={**body, name: value})
+        unset = await client.post(path, json={**body, name: None})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
     assert error["message"].endswith(f"use {instead}.")
+    assert (unset.status_code, unset.headers.get("x-headrace-ignored")) == (200, None)
