@@ -181,9 +181,12 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 def allowed_methods(request: Request) -> set[str]:
-    """A path may have several routes, and the router tells of the first only."""
+    """A path may have several routes, and the router tells of the first only. Those of the path itself are more than
+    those of any id in its place."""
     routes: list[Route] = request.app.routes
-    return {method for each in routes if each.matches(request.scope)[0] != Match.NONE for method in each.methods or ()}
+    found = [each for each in routes if each.matches(request.scope)[0] != Match.NONE]
+    exact = [each for each in found if each.path == request.url.path]
+    return {method for each in exact or found for method in each.methods or ()}
 
 
 async def client_gone(request: Request, error: Exception) -> Response:

@@ -157,6 +157,8 @@ async def test_it_has_the_shape_of_its_api(client: httpx.AsyncClient) -> None:
         ("DELETE", "/v1/completions", {"POST"}),
         ("OPTIONS", "/v1/completions", {"POST"}),
         ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("OPTIONS", "/v1/responses/resp_1", {"DELETE", "GET", "HEAD"}),
+        ("OPTIONS", "/v1/responses/input_tokens", {"POST"}),
     ],
 )
 async def test_wrong_method_names_the_right_ones(
