@@ -1,4 +1,4 @@
-"""Whether the device computes what the CPU computes: small random models, all ways of sampling, float32, token by token.
+"""Whether the device computes what the CPU does: small random models, all ways of sampling, float32, token by token.
 
 A sequence that differs is looked at where it first does: the CPU's scores of the two tokens, noise included. Scores
 closer than CLOSE are the sums of float32 in another order; anything else is a fault.

@@ -1,8 +1,8 @@
 """Decode attention on a GPU: single tokens against the paged keys and values of their rows.
 
-A tile is (token, split): the keys split * SPLIT .. of the token's row. One program takes one tile and one kv head; the
-query heads that share the kv head are the rows of its matrix products, padded to 16. Programs stay and take every
-num_programs-th pair.
+A tile is (token, row, kv_len, split, base): the keys split * SPLIT .. of its row; base numbers the token's first split.
+One program takes one tile and one kv head; the query heads that share the kv head are the rows of its matrix products,
+padded to 16. Programs stay and draw the next pair from a queue.
 
         keys of one row   |---- split 0 ----|---- split 1 ----|-- split 2 --|
         turns of a tile   |BLOCK_N|BLOCK_N..|                               kv_len
@@ -15,7 +15,6 @@ the one that arrives last adds them up, in the order of the splits: the result d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,18 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda import launch
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait
+from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
 from engine.kvcache import LayerKV
 
 SPLIT = 256  # keys of a tile
+TILE_INTS = 8  # 5 of them used
 SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
-PROGRAMS_PER_SM = 3
+PROGRAMS_PER_SM = 4
 OPTIONS = {  # by bytes of a number
-    2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+    2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
     4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
 }
-
-LOG2_E = 1.4426950408889634
-NO_WINDOW = 1 << 30
-LOWEST = tl.constexpr(-1e30)  # below every score, and finite: differences of two of them are 0, not NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +57,27 @@ def workspace(max_tiles: int, max_tokens: int, heads: int, kv_heads: int, head_d
     return Workspace(sums, highest, torch.zeros_like(highest), arrived, queue)
 
 
-def decode_tiles(tokens: NDArray[Any], kv_lens: NDArray[Any], split: int = SPLIT) -> NDArray[np.int32]:
-    """tokens, kv_lens: [n], index of each token and the keys it sees. Returns [tiles, 2]: longest token first, and the
-    splits of a token one after another, as the kernel expects."""
-    order = np.argsort(-kv_lens, kind="stable")
-    splits = -(-kv_lens[order] // split)
+def decode_tiles(
+    tokens: NDArray[Any], rows: NDArray[Any], kv_lens: NDArray[Any], split: int = SPLIT
+) -> NDArray[np.int32]:
+    """tokens, rows, kv_lens: [n], index of each token, its row, and the keys it sees. Returns [tiles, TILE_INTS]: those
+    with most keys first, so that the small ones fill up what the large ones leave of the last programs' time."""
+    splits = -(-kv_lens // split)
     begins = np.cumsum(splits) - splits
-    tiles = np.empty((int(splits.sum()), 2), np.int32)
-    tiles[:, 0] = np.repeat(tokens[order], splits)
-    tiles[:, 1] = np.arange(len(tiles)) - np.repeat(begins, splits)
-    return tiles
+    which = np.repeat(np.arange(len(tokens)), splits)
+    tiles = np.zeros((len(which), TILE_INTS), np.int32)
+    tiles[:, 0] = tokens[which]
+    tiles[:, 1] = rows[which]
+    tiles[:, 2] = kv_lens[which]
+    tiles[:, 3] = np.arange(len(which)) - begins[which]
+    tiles[:, 4] = begins[which]
+    num_keys = np.minimum(tiles[:, 2] - tiles[:, 3] * split, split)
+    return tiles[np.argsort(-num_keys, kind="stable")]
 
 
 def decode_attention(
     q: Tensor,
     cache: LayerKV,
-    rows: Tensor,
-    positions: Tensor,
     block_tables: Tensor,
     tiles: Tensor,
     counts: Tensor,
@@ -89,8 +89,8 @@ def decode_attention(
     options: dict[str, int] | None = None,
     programs_per_sm: int = PROGRAMS_PER_SM,
 ) -> None:
-    """q: [tokens, heads, head_dim], contiguous but for its first stride; rows, positions: [tokens]; block_tables:
-    [rows, max_blocks]; tiles: [>= counts[1], 2]; counts: [8]; out: [tokens, heads, head_dim], written where there are
+    """q: [tokens, heads, head_dim], contiguous but for its first stride; block_tables: [rows, max_blocks]; tiles:
+    [>= counts[1], TILE_INTS]; counts: [8]; out: [tokens, heads, head_dim], written where there are
     tiles. All integers int32."""
     kv_heads, block_size, head_dim = cache.keys.shape[1:]
     group = q.shape[1] // kv_heads
@@ -98,8 +98,6 @@ def decode_attention(
         q,
         cache.keys,
         cache.values,
-        rows,
-        positions,
         block_tables,
         tiles,
         counts,
@@ -121,19 +119,11 @@ def decode_attention(
         WIDTH=triton.next_power_of_2(head_dim),
         SPLIT=SPLIT,
         SPLIT_AT=SPLIT_AT,
+        TILE_INTS=TILE_INTS,
+        PLACE=place_type(cache),
         OVERLAP=overlap,
         **launched(options or OPTIONS[q.element_size()], overlap),
     )
-
-
-def launched(options: dict[str, int], overlap: bool) -> dict[str, Any]:
-    return {**options, **launch.options(options["num_warps"], overlap)}
-
-
-@cache
-def programs(device: torch.device, per_sm: int) -> int:
-    """As many as run at once. On a CPU, that is in Triton's interpreter, few."""
-    return per_sm * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1)
 
 
 @triton.jit(do_not_specialize=["window"])
@@ -141,8 +131,6 @@ def _decode(
     q,
     keys,
     values,
-    rows,
-    positions,
     tables,
     tiles,
     counts,
@@ -164,6 +152,8 @@ def _decode(
     WIDTH: tl.constexpr,  # HEAD_DIM, padded
     SPLIT: tl.constexpr,
     SPLIT_AT: tl.constexpr,
+    TILE_INTS: tl.constexpr,
+    PLACE: tl.constexpr,  # type of indices into keys and values
     BLOCK_N: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -179,10 +169,12 @@ def _decode(
     item = tl.program_id(0)
     while item < items:
         tile, head = item // KV_HEADS, item % KV_HEADS
-        t = tl.load(tiles + 2 * tile)
-        split = tl.load(tiles + 2 * tile + 1)
-        kv_len = tl.load(positions + t) + 1
-        table = tables + tl.load(rows + t) * table_stride
+        record = tiles + tile * TILE_INTS
+        t = tl.load(record)
+        table = tables + tl.load(record + 1) * table_stride
+        kv_len = tl.load(record + 2)
+        split = tl.load(record + 3)
+        base = tl.load(record + 4)
         first = tl.maximum(kv_len - window, 0)
         start = tl.maximum(split * size, first)
         end = tl.minimum(split * size + size, kv_len)
@@ -199,7 +191,7 @@ def _decode(
             for n in range(start, end, BLOCK_N):
                 key = n + tl.arange(0, BLOCK_N)
                 seen = key < end
-                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+                places = ((block.to(PLACE) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
                 block = look_up(table, key + BLOCK_N, end, BLOCK_SIZE)
                 k = load_rows(keys, places, seen, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
@@ -211,7 +203,7 @@ def _decode(
             parts = (kv_len + size - 1) // size - first_split
             done = parts == 1
             if parts > 1:
-                place = tile * (KV_HEADS * GROUP) + heads
+                place = (base + split) * (KV_HEADS * GROUP) + heads
                 tl.store(highest + place, top, mask=real)
                 tl.store(totals + place, total, mask=real)
                 tl.store(sums + place[:, None] * HEAD_DIM + lane[None, :], summed, mask=inside)
@@ -260,34 +252,3 @@ def _merge(highest, totals, sums, parts, real, inside, STRIDE: tl.constexpr, HEA
         summed = summed * old[:, None] + its_sums * new[:, None]
         top = higher
     return total, summed
-
-
-@triton.jit
-def look_up(table, key, end, BLOCK_SIZE: tl.constexpr):
-    """The blocks that hold keys (positions in the row), block 0 from `end` on. One turn before they are needed: then
-    the turns' keys and values, which are loaded several turns ahead, need not wait for them."""
-    return tl.load(table + key // BLOCK_SIZE, mask=key < end, other=0)
-
-
-@triton.jit
-def load_rows(side, places, there, lane, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """[BLOCK_N, WIDTH] keys or values; zero where not there: what else is in the cache may be NaN."""
-    at = side + places[:, None] + lane[None, :]
-    if there is not None:
-        rows = tl.load(at, mask=there[:, None] & (lane < HEAD_DIM)[None, :], other=0)
-    elif HEAD_DIM == WIDTH:
-        rows = tl.load(at)
-    else:
-        rows = tl.load(at, mask=(lane < HEAD_DIM)[None, :], other=0)
-    return rows
-
-
-@triton.jit
-def absorb(scores, v, top, total, summed):
-    """One turn of the online softmax. Scores are in units of log2: -inf where masked."""
-    higher = tl.maximum(top, tl.max(scores, 1))
-    shrink = tl.exp2(top - higher)
-    weights = tl.exp2(scores - higher[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    summed = tl.dot(weights.to(v.dtype), v, summed * shrink[:, None], input_precision="ieee")
-    return higher, total, summed

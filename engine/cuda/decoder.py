@@ -129,7 +129,7 @@ class CudaDecoder:
         out = self._attended[: len(q)].view(q.shape)
         scale, window = spec.head_dim**-0.5, spec.window(index)
         decode_attention(
-            q, cache, *places, step.decode, step.counts, out, self._workspace, scale, window, overlap=overlap
+            q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window, overlap=overlap
         )
         if len(step.prefill):
             prefill_attention(q, cache, *places, step.prefill, step.counts, out, scale, window, overlap=overlap)

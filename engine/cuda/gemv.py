@@ -189,7 +189,7 @@ def skinny_linear(
     """
     rows, k = x.shape
     columns = out.shape[1]
-    chosen = tiling or choose(rows, columns, k, gated)
+    chosen = tiling or choose(rows, columns, k, gated, norm is not None)
     assert rows <= MAX_ROWS, rows
     assert norm is None or (chosen.num_stages == 0 and chosen.block_k >= k), chosen
     launched = options(chosen.num_warps, overlap)
@@ -205,10 +205,11 @@ def skinny_linear(
     _multiply[grid](x, weight, bias, scale, eps, out, columns, rows, k, padded, *tile, *flags, **launched)
 
 
-def choose(rows: int, columns: int, k: int, gated: bool) -> Tiling:
-    """8 to 32 KiB of weights to a program; all at once where K is no more than 8192, as the norm of x needs it."""
+def choose(rows: int, columns: int, k: int, gated: bool, normed: bool) -> Tiling:
+    """The best, or nearly, of those tried on an H100: docs/log.md."""
     if rows > MULTIPLIED:
         return Tiling(16, 256, 4, 5)
-    block_k = triton.next_power_of_2(k) if k <= 8192 else 4096
-    block_n = max(8192 // block_k, 2) // (2 if gated else 1)
-    return Tiling(block_n, block_k, 4 if block_k <= 2048 else 8)
+    block_k = triton.next_power_of_2(k)
+    if block_k > 4096:
+        return Tiling(1 if gated else 2, block_k, 8) if normed else Tiling(4, 2048, 4)
+    return Tiling(1 if gated and block_k == 4096 else 4, block_k, 4)

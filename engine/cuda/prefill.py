@@ -24,8 +24,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.attention import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, programs
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait
+from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
 from engine.kvcache import LayerKV
 
 PROGRAMS_PER_SM = 2
@@ -39,7 +39,7 @@ OPTIONS = {
 
 def tile_rows(group: int, dtype: torch.dtype) -> int:
     """group: query heads that share a kv head. Always room for four tokens."""
-    return max(ROWS[dtype.itemsize], 4 * triton.next_power_of_2(group))
+    return max(ROWS[dtype.itemsize], 4 * int(triton.next_power_of_2(group)))
 
 
 def prefill_tiles(
@@ -98,6 +98,7 @@ def prefill_attention(
         BLOCK_SIZE=block_size,
         HEAD_DIM=head_dim,
         WIDTH=triton.next_power_of_2(head_dim),
+        PLACE=place_type(cache),
         OVERLAP=overlap,
         **launched(options or OPTIONS[q.element_size()], overlap),
     )
@@ -124,6 +125,7 @@ def _prefill(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,  # HEAD_DIM, padded
+    PLACE: tl.constexpr,  # type of indices into keys and values
     BLOCK_N: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -157,7 +159,7 @@ def _prefill(
             block = look_up(table, full + tl.arange(0, BLOCK_N), edge, BLOCK_SIZE)
             for first in range(full, edge, BLOCK_N):
                 key = first + tl.arange(0, BLOCK_N)
-                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+                places = ((block.to(PLACE) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
                 block = look_up(table, key + BLOCK_N, edge, BLOCK_SIZE)
                 k = load_rows(keys, places, None, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
@@ -167,7 +169,7 @@ def _prefill(
                 key = turn + tl.where(turn < full, 0, edge - full) + tl.arange(0, BLOCK_N)
                 there = key < position + n
                 block = look_up(table, key, position + n, BLOCK_SIZE)
-                places = ((block.to(tl.int64) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+                places = ((block.to(PLACE) * KV_HEADS + head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
                 k = load_rows(keys, places, there, lane, HEAD_DIM, WIDTH)
                 scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
                 behind = (position + token)[:, None] - key[None, :]

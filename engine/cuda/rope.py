@@ -128,7 +128,7 @@ def rope_write(
     tokens = len(rows)
     _, kv_heads, block_size, head_dim = cache.keys.shape
     all_heads = qkv.shape[1] // head_dim
-    heads = 4 if tokens <= 64 else 16
+    heads = 4 if tokens <= 512 else 16
     half = triton.next_power_of_2(head_dim // 2)
     num_warps = min(max(heads * half // 256, 1), 4)  # 16 bytes a thread and load
     _rope_write[(tokens, triton.cdiv(all_heads, heads))](

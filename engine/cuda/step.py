@@ -1,7 +1,7 @@
 """One step's plan as integers: laid out on the host, copied in one go to where kernels and graphs read it.
 
     counts | ids | rows | positions | samples | prefill tiles | decode tiles
-    8      | T   | T    | T         | S       | T + 2         | 2 for each      (int32)
+    8      | T   | T    | T         | S       | T + 2         | 8 for each      (int32)
 
 A step is padded to T tokens and S samples, so that a captured graph of that size fits it. Tiles of
 decode come last: only as many as there are travel.
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.attention import SPLIT, SPLIT_AT, decode_tiles
+from engine.cuda.attention import SPLIT, SPLIT_AT, TILE_INTS, decode_tiles
 from engine.cuda.prefill import prefill_tiles
 from scheduler.plan import Work
 from scheduler.types import Limits
@@ -49,7 +49,7 @@ class StepArrays:
     rows: Ints  # [tokens]
     positions: Ints  # [tokens]
     samples: Ints  # [samples]: index of the token
-    decode: Ints  # [D, 2]: token, split of its keys
+    decode: Ints  # [D, TILE_INTS]
     prefill: Ints  # [P, 2]: first token, how many
     split: int  # keys of a decode tile
 
@@ -77,7 +77,7 @@ class StepTensors:
     positions: Tensor
     samples: Tensor
     prefill: Tensor
-    decode: Tensor
+    decode: Tensor  # flat
 
 
 def arrays(works: list[Work], prompts: dict[int, Ints], group: int, tile_rows: int, max_tiles: int) -> StepArrays:
@@ -100,7 +100,7 @@ def arrays(works: list[Work], prompts: dict[int, Ints], group: int, tile_rows: i
     many = ~alone
     samples = (ends - 1)[np.array([work.sample for work in works], bool)]
     split = _split(ends_at[alone], max_tiles)
-    decode = decode_tiles(begins[alone], ends_at[alone], split)
+    decode = decode_tiles(begins[alone], slots[alone], ends_at[alone], split)
     prefill = prefill_tiles(begins[many], counts[many], starts[many], group, tile_rows)
     return StepArrays(ids, rows, positions, samples, decode, prefill, split)
 
@@ -143,14 +143,14 @@ class StepBuffer:
     """The device's integers, and the host's that are copied there."""
 
     def __init__(self, largest: Layout, max_decode_tiles: int, padding_row: int, device: torch.device) -> None:
-        size = largest.end + 2 * max_decode_tiles
+        size = largest.end + TILE_INTS * max_decode_tiles
         self._padding_row = padding_row
         self._device = torch.zeros(size, dtype=torch.int32, device=device)
         self._hosts = Hosts(size, device)
 
     def views(self, layout: Layout) -> StepTensors:
         counts, ids, rows, positions, samples, prefill, decode = (self._device[part] for part in layout.parts)
-        return StepTensors(counts, ids, rows, positions, samples, prefill.view(-1, 2), _pairs(decode))
+        return StepTensors(counts, ids, rows, positions, samples, prefill.view(-1, 2), decode)
 
     def write(self, plan: StepArrays, layout: Layout) -> None:
         """Enqueues the copy of a plan, padded to the layout."""
@@ -188,10 +188,6 @@ class Hosts:
         target[:used].copy_(tensor[:used], non_blocking=True)
         if copied is not None:
             copied.record()
-
-
-def _pairs(values: Tensor) -> Tensor:
-    return values[: len(values) // 2 * 2].view(-1, 2)
 
 
 def _pad(target: Ints, values: Ints, filler: int) -> None:

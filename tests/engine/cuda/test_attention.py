@@ -22,10 +22,13 @@ NARROW = [torch.bfloat16, torch.float16]
 def decode(step: Step, window: int | None = None, split: int = 0, times: int = 1) -> torch.Tensor:
     """Attends all runs, of one token each, and leaves the counters as they were."""
     device, shape = step.q.device, step.shape
-    tiles = torch.from_numpy(attention.decode_tiles(step.starts, step.kv_lens, split or attention.SPLIT)).to(device)
+    rows = step.rows[: len(step.starts)].cpu().numpy()  # of runs of one token
+    tiles = torch.from_numpy(attention.decode_tiles(step.starts, rows, step.kv_lens, split or attention.SPLIT)).to(
+        device
+    )
     space = attention.workspace(len(tiles), len(step.q), shape.heads, shape.kv_heads, shape.head_dim, device)
     counts = torch.tensor([0, len(tiles), 0, 0, split, 0, 0, 0], dtype=torch.int32, device=device)
-    paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
+    paged = (step.q, step.cache, step.block_tables)
     outs = [step.out() for _ in range(times)]
     for out in outs:
         for leftover in (space.sums, space.highest, space.totals):
@@ -87,13 +90,20 @@ def test_nothing_to_decode(device: torch.device) -> None:
     step = random_step(SHAPES[0], [(1, 5)], device)
     space = attention.workspace(1, len(step.q), 4, 4, 64, device)
     none = torch.zeros(8, dtype=torch.int32, device=device)
-    paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
+    paged = (step.q, step.cache, step.block_tables)
     out = step.out()
-    attention.decode_attention(*paged, torch.zeros(1, 2).int().to(device), none, out, space, step.scale, None)
+    attention.decode_attention(*paged, torch.zeros(8).int().to(device), none, out, space, step.scale, None)
     assert out.isnan().all()
 
 
-def test_tiles_are_longest_first_and_whole_tokens_together() -> None:
-    tiles = attention.decode_tiles(np.array([4, 7, 2]), np.array([100, 513, 256]), 256)
-    assert tiles.tolist() == [[7, 0], [7, 1], [7, 2], [2, 0], [4, 0]]
-    assert attention.decode_tiles(np.array([], int), np.array([], int)).shape == (0, 2)
+def test_tiles_with_most_keys_come_first_and_know_their_first_split() -> None:
+    tiles = attention.decode_tiles(np.array([4, 7, 2]), np.array([0, 5, 9]), np.array([100, 513, 256]), 256)
+    assert tiles[:, :5].tolist() == [
+        [7, 5, 513, 0, 1],
+        [7, 5, 513, 1, 1],
+        [2, 9, 256, 0, 4],
+        [4, 0, 100, 0, 0],
+        [7, 5, 513, 2, 1],
+    ]
+    empty = np.array([], int)
+    assert attention.decode_tiles(empty, empty, empty).shape == (0, attention.TILE_INTS)

@@ -94,5 +94,5 @@ def test_chosen_tilings_fit(columns: int, k: int) -> None:
 def test_a_norm_is_possible_with_the_tiling_of_one_row() -> None:
     for k in (576, 1024, 2048, 4096, 5120, 8192):
         for gated in (False, True):
-            tiling = choose(1, 4096, k, gated)
+            tiling = choose(1, 4096, k, gated, normed=True)
             assert tiling.block_k >= k and tiling.block_n >= 1 and tiling.num_stages == 0
