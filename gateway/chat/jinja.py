@@ -59,7 +59,8 @@ class JinjaTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template cannot be read: {_one_line(error)}") from error
         self.source = source
-        self.variables = frozenset(jinja2.meta.find_undeclared_variables(_environment(now).parse(source)))
+        read = jinja2.meta.find_undeclared_variables(_environment(now).parse(source))
+        self.variables = frozenset(read) - named_tokens.keys()  # what a request may set
         self._tokenizer = tokenizer
         self._named_tokens = dict(named_tokens)
         self._marker = _Marker(source, list(tokenizer.special_ids))

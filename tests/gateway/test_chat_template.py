@@ -195,6 +195,7 @@ def test_template_sees_variables_and_the_injected_clock(tokenizer: BpeTokenizer)
     variables = {"style": "plain", "eos_token": "not yours"}
     ids = template.encode(user("x"), variables=variables)
     assert tokenizer.decode(ids, skip_special=False) == "1999 plain True </s>"
+    assert "style" in template.variables and "eos_token" not in template.variables  # or it would count as honoured
 
 
 # no control token from a message
