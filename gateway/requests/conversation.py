@@ -10,8 +10,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw
 
-from gateway.openai import FunctionDefinition, Message, MessageToolCall, TextPart, ToolDefinition
-from gateway.requests.parse import decode, field_names, invalid, unbuilt
+from gateway.openai import (
+    FunctionDefinition,
+    Message,
+    MessageToolCall,
+    TextPart,
+    ToolCallFunction,
+    ToolDefinition,
+)
+from gateway.requests.parse import decode, field_names, invalid, others, unbuilt
 from gateway.tools.base import Tool
 
 MAX_TOOLS = 128
@@ -58,8 +65,21 @@ def _without_effect(message: Message, where: str) -> list[str]:
     for index, part in enumerate(parts):
         names += _unknown(part, TextPart, f"{where}.content[{index}]")
     for index, call in enumerate(message.tool_calls or []):
-        names += _unknown(call, MessageToolCall, f"{where}.tool_calls[{index}]")
+        at = f"{where}.tool_calls[{index}]"
+        names += _unknown(call, MessageToolCall, at)
+        names += _unknown(decode(call, dict[str, Raw])["function"], ToolCallFunction, f"{at}.function")
     return names
+
+
+def reasoning_fields(raws: Sequence[Raw]) -> list[str]:
+    """Where checked messages of the assistant bring reasoning."""
+    found = []
+    for index, raw in enumerate(raws):
+        message = decode(raw, Message) if b"reasoning" in bytes(raw) else None
+        if message is not None and message.role == "assistant":
+            names = ("reasoning_content", "reasoning")
+            found += [f"messages[{index}].{name}" for name in names if getattr(message, name)]
+    return found
 
 
 def _chat_message(message: Message, where: str) -> Turn:
@@ -226,6 +246,24 @@ def tool_choice(value: Any, functions: list[Tool], parallel: bool | None) -> Too
             return ToolChoice()
         raise invalid(where, f"{where} asks for a call, but there are no tools.", "invalid_value")
     return ToolChoice(mode, allowed if mode != "none" else (), parallel is not False and mode != "named")
+
+
+def unknown_in_choice(value: Any) -> list[str]:
+    """Names without effect in a checked tool_choice."""
+    where = "tool_choice"
+    if not isinstance(value, dict):
+        return []
+    if value.get("type") != "allowed_tools":
+        return _unknown_in_named(value, where)
+    allowed, inside = value["allowed_tools"], f"{where}.allowed_tools"
+    names = others(value, ("type", "allowed_tools"), where) + others(allowed, ("mode", "tools"), inside)
+    for index, tool in enumerate(allowed["tools"]):
+        names += _unknown_in_named(tool, f"{inside}.tools[{index}]")
+    return names
+
+
+def _unknown_in_named(value: dict[str, Any], where: str) -> list[str]:
+    return others(value, ("type", "function"), where) + others(value["function"], ("name",), f"{where}.function")
 
 
 def _named_function(value: dict[str, Any], functions: list[Tool], where: str) -> Tool:

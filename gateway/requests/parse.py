@@ -201,12 +201,13 @@ def _ignored_words(raw: Raw) -> list[str]:
         return []
     kind = form.get("type")
     shape = _SHAPES.get(kind) if isinstance(kind, str) else None
-    ignored = _without_effect(form, {"type", shape}, "response_format")
+    ignored = others(form, {"type", shape}, "response_format")
     named = form.get("json_schema") if shape == "json_schema" else None
-    return ignored + _without_effect(named, {"name", "schema", "strict"}, "response_format.json_schema")
+    return ignored + others(named, {"name", "schema", "strict"}, "response_format.json_schema")
 
 
-def _without_effect(given: Any, known: Collection[str | None], where: str) -> list[str]:
+def others(given: Any, known: Collection[str | None], where: str) -> list[str]:
+    """Names of an object that ask for something, and are not among the known."""
     fields = given if isinstance(given, dict) else {}
     return [f"{where}.{name}" for name, value in fields.items() if name not in known and value not in (None, "")]
 

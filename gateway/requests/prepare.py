@@ -25,7 +25,15 @@ from gateway.openai import (
 )
 from gateway.requests import convert, fim
 from gateway.requests.chat_prompt import ChatPrompt, encode_chat
-from gateway.requests.conversation import chat_messages, text_of, text_perhaps_of, tool_choice, tool_functions
+from gateway.requests.conversation import (
+    chat_messages,
+    reasoning_fields,
+    text_of,
+    text_perhaps_of,
+    tool_choice,
+    tool_functions,
+    unknown_in_choice,
+)
 from gateway.requests.convert import Job, Limits
 from gateway.requests.explain import Parameters, explain
 from gateway.requests.parse import invalid, parse
@@ -107,6 +115,9 @@ def prepare_chat(body: bytes, services: Services) -> Prepared:
     parsed = parse(body, ChatRequest)
     request = parsed.request
     job, parameters = plan_chat(request, parsed.ignored, services)
+    template = services.model.chat_template
+    if template is not None and "reasoning_content" not in template.source:
+        parsed.ignored.extend(reasoning_fields(request.messages))
     wants = ChatWants(
         logprobs=bool(request.logprobs),
         reasoning=request.include_reasoning is not False,
@@ -155,6 +166,7 @@ def chat_prompt(
     check_messages(turns, services.settings)
     functions = tool_functions(request.tools, ignored)
     choice = tool_choice(request.tool_choice, functions, request.parallel_tool_calls)
+    ignored += unknown_in_choice(request.tool_choice)
     most = _SOMEWHAT * model.context_length if bounds is None else _most_tokens(request, bounds)
     convert.check_can_fit("messages", text_of(turns, choice.functions), model, most)
     convert.check_can_fit("messages", text_perhaps_of(turns), model, max(most, _SOMEWHAT * model.context_length))

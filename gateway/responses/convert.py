@@ -101,7 +101,7 @@ def check(request: ResponseRequest, nested: Nested, ignored: list[str]) -> Check
         ignored.append("text.verbosity")
     if request.reasoning is not None and request.reasoning.summary is not None:
         ignored.append("reasoning.summary")
-    ignored += _unknown(nested)
+    ignored += [*_unknown(nested), *_unknown_in_choice(request.tool_choice)]
     logprobs = _check_include(request.include or [], ignored) or bool(request.top_logprobs)
     return Checked(_function_tools(request.tools or [], ignored), logprobs)
 
@@ -111,6 +111,17 @@ def _unknown(nested: Nested) -> Iterator[str]:
     yield from _others("text", text, TextConfig.__struct_fields__)
     yield from _others("text.format", text.get("format") or {}, _OF_FORMAT)
     yield from _others("reasoning", reasoning, ReasoningConfig.__struct_fields__)
+
+
+def _unknown_in_choice(choice: Any) -> Iterator[str]:
+    if not isinstance(choice, dict):
+        return
+    is_list = choice.get("type") == "allowed_tools"
+    yield from _others("tool_choice", choice, ("type", "mode", "tools") if is_list else ("type", "name"))
+    tools = choice.get("tools") if is_list else None
+    for index, tool in enumerate(tools if isinstance(tools, list) else []):
+        if isinstance(tool, dict):
+            yield from _others(f"tool_choice.tools[{index}]", tool, ("type", "name"))
 
 
 def _others(where: str, given: Mapping[str, Any], known: Iterable[str]) -> Iterator[str]:

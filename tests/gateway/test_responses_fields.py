@@ -231,6 +231,15 @@ async def test_names_that_nobody_knows_in_text_and_reasoning_are_told() -> None:
     assert told == {"text.tone", "text.format.description", "text.format.odd", "reasoning.context"}
 
 
+async def test_names_that_nobody_knows_in_a_choice_of_tools_are_told() -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}]
+    named = {"type": "function", "name": "f", "odd": 1}
+    answer = await asked(tools=tools, tool_choice=named)
+    assert answer.headers["x-headrace-ignored"] == "tool_choice.odd"
+    answer = await asked(tools=tools, tool_choice={"type": "allowed_tools", "mode": "auto", "tools": [named]})
+    assert answer.headers["x-headrace-ignored"] == "tool_choice.tools[0].odd"
+
+
 ELSEWHERE = {
     "max_tokens": (5, "max_output_tokens"),
     "max_completion_tokens": (5, "max_output_tokens"),

@@ -26,7 +26,7 @@ from openai.types.chat import completion_create_params as chat
 from openai.types.chat.chat_completion_message_function_tool_call_param import Function
 from openai.types.shared_params.response_format_json_schema import JSONSchema
 
-from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_services
+from tests.fixtures.fakes import MODEL, ByteTemplate, FakeEngine, client_of, toy_model, toy_services
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -262,6 +262,49 @@ async def test_parts_that_are_no_text_are_refused(part: dict[str, Any], param: s
 
 
 ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TOOL]}}
+
+
+NAMED_F = {"type": "function", "function": {"name": "f", "odd": 1}, "even": 2}
+CHOSEN = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED_F], "odd": 1}, "even": 2}
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}", "odd": 1}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"tool_choice": NAMED_F}, ["tool_choice.even", "tool_choice.function.odd"]),
+        (
+            {"tool_choice": CHOSEN},
+            [
+                *("tool_choice.even", "tool_choice.allowed_tools.odd"),
+                *("tool_choice.allowed_tools.tools[0].even", "tool_choice.allowed_tools.tools[0].function.odd"),
+            ],
+        ),
+        (
+            {"messages": [*HI, {"role": "assistant", "tool_calls": [CALLED]}, *HI]},
+            ["messages[1].tool_calls[0].function.odd"],
+        ),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": "a", "reasoning_content": "r"}, *HI]},
+            ["messages[1].reasoning_content"],
+        ),
+    ],
+)
+async def test_names_without_effect_deep_within_are_told(fields: dict[str, Any], told: list[str]) -> None:
+    async with client_of(toy_services()) as client:
+        answer = await client.post(CHAT, json={"model": MODEL, "messages": HI, "tools": [TOOL], **fields})
+    assert answer.status_code == 200
+    assert answer.headers["x-headrace-ignored"].split(", ") == told
+
+
+async def test_reasoning_is_no_news_to_a_template_that_reads_it() -> None:
+    class Reading(ByteTemplate):
+        source = "{{ message.reasoning_content }}"
+
+    messages = [*HI, {"role": "assistant", "content": "a", "reasoning_content": "r"}, *HI]
+    async with client_of(toy_services(model=toy_model(chat_template=Reading()))) as client:
+        answer = await client.post(CHAT, json={"model": MODEL, "messages": messages})
+    assert (answer.status_code, answer.headers.get("x-headrace-ignored")) == (200, None)
 
 
 @pytest.mark.parametrize("choice", ["none", "required", {"type": "function", "function": {"name": "f"}}, ALLOWED])
