@@ -108,6 +108,27 @@ async def test_honoured(name: str) -> None:
     assert {**shown, **expected[0]} == shown if isinstance(shown, dict) else shown == expected[0]
 
 
+F: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+CALLS = {"tools": [F], "tool_choice": "required"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "beside"),
+    [
+        *(("input", "other", {}), ("instructions", "Be brief.", {}), ("max_output_tokens", 3, {}), ("tools", [F], {})),
+        *(("temperature", 0.25, {}), ("top_p", 0.5, {}), ("top_logprobs", 2, {})),
+        *(("include", ["message.output_text.logprobs"], {}), ("text", {"format": {"type": "json_object"}}, {})),
+        *(("tool_choice", "required", {"tools": [F]}), ("parallel_tool_calls", False, CALLS)),
+    ],
+)
+async def test_the_engine_is_asked_for_something_else(name: str, value: Any, beside: dict[str, Any]) -> None:
+    without, with_it = FakeEngine(), FakeEngine()
+    await asked(without, **beside)
+    await asked(with_it, **{**beside, name: value})
+    [before], [after] = without.submitted, with_it.submitted
+    assert (before.prompt, before.params) != (after.prompt, after.params)
+
+
 async def test_what_the_engine_is_asked() -> None:
     engine = FakeEngine()
     await asked(engine, max_output_tokens=7, temperature=0.25, top_p=0.5, top_k=3, seed=11, top_logprobs=2)
