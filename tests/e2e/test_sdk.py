@@ -206,8 +206,15 @@ def test_what_is_not_there(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")
     with pytest.raises(openai.NotFoundError) as raised:
-        client.moderations.create(input="hi")
+        client.get("/nothing", cast_to=object)
     assert raised.value.code == "not_found"
+
+
+def test_what_is_not_built_is_no_fault_of_the_server_to_try_again(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.with_options(max_retries=2).moderations.create(input="hi")
+    assert (raised.value.status_code, raised.value.code) == (501, "not_implemented")
+    assert raised.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_a_prompt_beyond_the_context(client: openai.OpenAI) -> None:
