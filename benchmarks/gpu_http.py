@@ -69,9 +69,15 @@ class Served:
     ready_s: float  # from the command to an answer of /ready
 
 
-def environment() -> dict[str, str]:
-    """The engine is started without the current folder on its path: names it."""
+def environment(packages: Path | None = None) -> dict[str, str]:
+    """The engine is started without the current folder on its path: names it. packages: a folder that shall know the
+    version of the source tree, for where it is not installed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if packages is not None:
+        known = packages / "headrace-0.dist-info"
+        known.mkdir(parents=True, exist_ok=True)
+        (known / "METADATA").write_text("Metadata-Version: 2.1\nName: headrace\nVersion: 0\n")
+        paths.append(str(packages))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -84,7 +90,9 @@ def server(folder: Path, flags: list[str], log: Path) -> Iterator[Served]:
     command += ["--port", str(port), "--served-model-name", MODEL, "--log-level", "warning", *flags]
     began = time.perf_counter()
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment())
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(folder / "site")
+        )
         try:
             _wait_ready(process, port, log)
             yield Served(process.pid, port, time.perf_counter() - began)

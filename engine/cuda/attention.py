@@ -28,12 +28,13 @@ from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
 from engine.kvcache import LayerKV
 
-SPLIT = 256  # keys of a tile
+SPLIT = 256  # keys of a tile, but for steps of few sequences and of many (split_for)
+FEW_ITEMS, MANY_ITEMS = 132, 2048  # pairs of a tile and a kv head
 TILE_INTS = 8  # 5 of them used
 SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
-PROGRAMS_PER_SM = 4
+PROGRAMS_PER_SM = 4  # as many as its registers hold
 OPTIONS = {  # by bytes of a number
-    2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+    2: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
     4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
 }
 
@@ -55,6 +56,23 @@ def workspace(max_tiles: int, max_tokens: int, heads: int, kv_heads: int, head_d
     arrived = torch.zeros(max_tokens, kv_heads, dtype=torch.int32, device=device)
     queue = torch.zeros(1, dtype=torch.int32, device=device)
     return Workspace(sums, highest, torch.zeros_like(highest), arrived, queue)
+
+
+def split_for(kv_lens: NDArray[Any], kv_heads: int, max_tiles: int) -> int:
+    """Keys of a step's tiles. Few sequences need small ones to occupy the device; many waste less on the seams of large
+    ones. So the last bits of a result may depend on what else is decoded, as those of the products around it do."""
+    split = SPLIT
+    if _num_tiles(kv_lens, SPLIT) * kv_heads < FEW_ITEMS:
+        split = SPLIT // 2
+    elif _num_tiles(kv_lens, 2 * SPLIT) * kv_heads >= MANY_ITEMS:
+        split = 2 * SPLIT
+    while _num_tiles(kv_lens, split) > max_tiles:
+        split *= 2
+    return split
+
+
+def _num_tiles(kv_lens: NDArray[Any], split: int) -> int:
+    return int((-(-kv_lens // split)).sum())
 
 
 def decode_tiles(

@@ -19,6 +19,7 @@ from engine.models.spec import ModelSpec
 from engine.models.weights import Weights
 from scheduler.types import Limits
 
+LEAST_SPLIT = SPLIT // 2
 MOST_TILES = 4096  # of decode attention, beside one for each sequence: a million keys
 GRAPH_BYTES = 6 << 20  # that the driver keeps of a captured step
 
@@ -32,7 +33,7 @@ class Model:
 
 def make_runner(model: Model, cache: KVCache, limits: Limits) -> CudaRunner:
     spec, device = model.spec, model.weights.embed.device
-    max_tiles = limits.max_seqs + min(cache.num_blocks * cache.block_size // SPLIT + 1, MOST_TILES)
+    max_tiles = limits.max_seqs + min(cache.num_blocks * cache.block_size // LEAST_SPLIT + 1, MOST_TILES)
     tables = DeviceTables(limits.max_seqs, -(-limits.max_model_len // limits.block_size), device)
     # A single token anywhere in a step is a tile of decode.
     space = workspace(max_tiles, max_tokens(limits), spec.num_heads, spec.num_kv_heads, spec.head_dim, device)

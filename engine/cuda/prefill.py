@@ -2,7 +2,7 @@
 
 A tile is (t0, n): tokens t0 .. t0+n-1 of one row, whose keys are in the cache already. One program takes one tile and
 one kv head; its M rows are the tokens times the query heads that share the kv head, so that each key is read once for
-all of them: 32 tokens of 4 heads are 128 rows. Keys come in turns of BLOCK_N, and only those at the edges need a mask:
+all of them: 16 tokens of 4 heads are 64 rows. Keys come in turns of BLOCK_N, and only those at the edges need a mask:
 
                  keys ->    lo      full                          edge     kv_len
         token t0            |//|..........................|..|\\\\
@@ -30,9 +30,9 @@ from engine.kvcache import LayerKV
 
 PROGRAMS_PER_SM = 2
 # By bytes of a number:
-ROWS = {2: 128, 4: 32}  # of a tile: tokens * query heads of a kv head
+ROWS = {2: 64, 4: 32}  # of a tile: tokens * query heads of a kv head
 OPTIONS = {
-    2: {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+    2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
     4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
 

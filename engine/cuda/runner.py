@@ -25,7 +25,7 @@ from engine.cuda.graphs import Graphs, decode_sizes, mixed_sizes
 from engine.cuda.hosted import HostedRows
 from engine.cuda.prefill import tile_rows
 from engine.cuda.sampling import sample_plain, scratch
-from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors
+from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors, Tiling
 from engine.cuda.tables import DeviceTables
 from engine.grammar import Matchers
 from scheduler.plan import StepPlan, StepResult, Work
@@ -49,9 +49,9 @@ class CudaRunner:
     def __init__(self, model: CudaDecoder, tables: DeviceTables, limits: Limits, max_tiles: int) -> None:
         self._model = model
         self._tables = tables
-        self._max_tiles = max_tiles
-        self._group = model.spec.num_heads // model.spec.num_kv_heads
-        self._tile_rows = tile_rows(self._group, model.weights.embed.dtype)
+        group = model.spec.num_heads // model.spec.num_kv_heads
+        rows = tile_rows(group, model.weights.embed.dtype)
+        self._tiling = Tiling(group, model.spec.num_kv_heads, rows, max_tiles)
         embed = model.weights.embed
         self._device, dtype, vocab = embed.device, embed.dtype, model.spec.vocab_size
         self._max_seqs = limits.max_seqs
@@ -137,7 +137,7 @@ class CudaRunner:
         self._flights.append(self._bring_back(plan, slots))
 
     def _arrays(self, works: list[Work]) -> StepArrays:
-        return steps.arrays(works, self._known, self._group, self._tile_rows, self._max_tiles)
+        return steps.arrays(works, self._known, self._tiling)
 
     def _update_rows(self, plan: StepPlan) -> None:
         for slot in plan.releases:

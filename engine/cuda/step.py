@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.attention import SPLIT, SPLIT_AT, TILE_INTS, decode_tiles
+from engine.cuda.attention import SPLIT_AT, TILE_INTS, decode_tiles, split_for
 from engine.cuda.prefill import prefill_tiles
 from scheduler.plan import Work
 from scheduler.types import Limits
@@ -80,9 +80,18 @@ class StepTensors:
     decode: Tensor  # flat
 
 
-def arrays(works: list[Work], prompts: dict[int, Ints], group: int, tile_rows: int, max_tiles: int) -> StepArrays:
-    """prompts: the tokens that each row was admitted with; what follows them is in the row on the device.
-    group: query heads that share a kv head. tile_rows: of prefill. max_tiles: of decode, at least one for each row."""
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How attention is cut into tiles."""
+
+    group: int  # query heads that share a kv head
+    kv_heads: int
+    prefill_rows: int
+    max_decode_tiles: int  # at least one for each row
+
+
+def arrays(works: list[Work], prompts: dict[int, Ints], tiling: Tiling) -> StepArrays:
+    """prompts: the tokens that each row was admitted with; what follows them is in the row on the device."""
     slots = np.array([work.slot for work in works], np.int32)
     starts = np.array([work.start for work in works], np.int32)
     counts = np.array([work.count for work in works], np.int32)
@@ -99,19 +108,10 @@ def arrays(works: list[Work], prompts: dict[int, Ints], group: int, tile_rows: i
     alone = counts == 1
     many = ~alone
     samples = (ends - 1)[np.array([work.sample for work in works], bool)]
-    split = _split(ends_at[alone], max_tiles)
+    split = split_for(ends_at[alone], tiling.kv_heads, tiling.max_decode_tiles)
     decode = decode_tiles(begins[alone], slots[alone], ends_at[alone], split)
-    prefill = prefill_tiles(begins[many], counts[many], starts[many], group, tile_rows)
+    prefill = prefill_tiles(begins[many], counts[many], starts[many], tiling.group, tiling.prefill_rows)
     return StepArrays(ids, rows, positions, samples, decode, prefill, split)
-
-
-def _split(kv_lens: Ints, max_tiles: int) -> int:
-    """Keys of a tile: always the same, so that no row's result depends on its neighbours, but where contexts are so
-    long, and share so much, that there were more tiles than the workspace has room for."""
-    split = SPLIT
-    while int((-(-kv_lens // split)).sum()) > max_tiles:
-        split *= 2
-    return split
 
 
 @dataclass(frozen=True, slots=True)
