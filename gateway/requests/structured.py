@@ -178,7 +178,11 @@ def check_leniently(schema: dict[str, Any], where: str) -> None:
     overrides: Any = {"lenient": True}
     text = json.dumps(_object(schema, where))
     _check_length(text, where)
-    checked(LLMatcher.grammar_from_json_schema(text, overrides=overrides), where)
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=overrides)
+    except ValueError as error:  # what is no JSON to its reader, such as a number of 400 digits
+        raise invalid(where, f"Invalid schema at {where}: {_one_line(error)}", "invalid_json_schema") from None
+    checked(grammar, where)
 
 
 def enforced_schema(schema: Any, where: str) -> dict[str, Any]:

@@ -151,6 +151,16 @@ async def test_a_broken_schema_of_any_tool_is_refused() -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0].function.parameters")
 
 
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_number_beyond_all_bounds_in_a_tools_schema_is_a_fault_of_it(strict: bool) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 10**400}}}
+    vast = tool("look", strict=strict, parameters=parameters)
+    answer = await ask(saying("ok"), tools=[vast], tool_choice="required")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_json_schema")
+    assert error["param"].startswith("tools[0].function.parameters") and "out of range" in error["message"]
+
+
 async def test_a_function_without_parameters_takes_none() -> None:
     engine = saying("ok")
     await ask(engine, tools=[tool("f", parameters={"type": "object", "properties": {}})], tool_choice="required")
