@@ -28,14 +28,14 @@ from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
 from engine.kvcache import LayerKV
 
-SPLIT = 256  # keys of a tile, but for steps of few sequences and of many (split_for)
-FEW_ITEMS, MANY_ITEMS = 132, 2048  # pairs of a tile and a kv head
+SPLIT = 256  # keys of a tile, but for steps of very few sequences and of many (split_for)
+FEW_ITEMS, MANY_PAIRS = 32, 256  # of a tile and a kv head; of a sequence and a kv head
 TILE_INTS = 8  # 5 of them used
 SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
-PROGRAMS_PER_SM = 4  # as many as its registers hold
-OPTIONS = {  # by bytes of a number
-    2: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
-    4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+PROGRAMS_PER_SM = 4  # as many as registers hold
+OPTIONS = {  # by bytes of a number; for less than 32 tokens, and for more
+    2: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 3}, {"BLOCK_N": 64, "num_warps": 2, "num_stages": 2}),
+    4: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},) * 2,
 }
 
 
@@ -62,10 +62,10 @@ def split_for(kv_lens: NDArray[Any], kv_heads: int, max_tiles: int) -> int:
     """Keys of a step's tiles. Few sequences need small ones to occupy the device; many waste less on the seams of large
     ones. So the last bits of a result may depend on what else is decoded, as those of the products around it do."""
     split = SPLIT
-    if _num_tiles(kv_lens, SPLIT) * kv_heads < FEW_ITEMS:
-        split = SPLIT // 2
-    elif _num_tiles(kv_lens, 2 * SPLIT) * kv_heads >= MANY_ITEMS:
+    if len(kv_lens) * kv_heads >= MANY_PAIRS:
         split = 2 * SPLIT
+    elif _num_tiles(kv_lens, SPLIT) * kv_heads < FEW_ITEMS:
+        split = SPLIT // 2
     while _num_tiles(kv_lens, split) > max_tiles:
         split *= 2
     return split
@@ -140,7 +140,7 @@ def decode_attention(
         TILE_INTS=TILE_INTS,
         PLACE=place_type(cache),
         OVERLAP=overlap,
-        **launched(options or OPTIONS[q.element_size()], overlap),
+        **launched(options or OPTIONS[q.element_size()][len(q) >= 32], overlap),
     )
 
 

@@ -72,20 +72,17 @@ class CudaDecoder:
             return self._forward_alone(step, residual)
         weights, eps, overlap = self.weights, self.spec.norm_eps, self._overlap
         x = torch.empty_like(residual)
-        rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap, ahead=weights.layers[0].qkv)
-        followers = [
-            *((layer.attn_norm, layer.qkv) for layer in weights.layers[1:]),
-            (weights.final_norm, weights.head),
-        ]
-        for index, (layer, (next_norm, next_weight)) in enumerate(zip(weights.layers, followers, strict=True)):
+        rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap)
+        next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
+        for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
             attended = self._attend(index, layer, F.linear(x, layer.qkv, layer.qkv_bias), step)
             out = F.linear(attended, layer.o, layer.o_bias)
-            add_rms_norm(out, residual, layer.ffn_norm, eps, x, overlap, ahead=layer.gate_up)
+            add_rms_norm(out, residual, layer.ffn_norm, eps, x, overlap)
             gate_up = F.linear(x, layer.gate_up, layer.gate_up_bias)
             gated = x.new_empty(len(x), self.spec.ffn)
-            silu_mul(gate_up, gated, overlap, ahead=layer.down)
+            silu_mul(gate_up, gated, overlap)
             out = F.linear(gated, layer.down, layer.down_bias)
-            add_rms_norm(out, residual, next_norm, eps, x, overlap, ahead=next_weight)
+            add_rms_norm(out, residual, next_norm, eps, x, overlap)
         return x
 
     def _forward_alone(self, step: StepTensors, residual: Tensor) -> Tensor:
@@ -127,7 +124,7 @@ class CudaDecoder:
         places = (step.rows, step.positions, tables)
         rotated = index not in spec.nope_layers
         norms = (layer.q_norm, layer.k_norm, spec.norm_eps)
-        rope_write(qkv, *places, cache, self._cos, self._sin, *norms, rotated, overlap, ahead=layer.o)
+        rope_write(qkv, *places, cache, self._cos, self._sin, *norms, rotated, overlap)
         q = qkv[:, : spec.q_size].view(-1, spec.num_heads, spec.head_dim)
         out = self._attended[: len(q)].view(q.shape)
         scale, window = spec.head_dim**-0.5, spec.window(index)

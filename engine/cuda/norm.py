@@ -12,23 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.cuda.launch import ask_for, gdc_launch_dependents, gdc_wait, options, share
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait, options
 
 
-@triton.jit(do_not_specialize=["ahead_share"])
+@triton.jit
 def _rms_norm(
-    x,
-    residual,
-    weight,
-    eps,
-    out,
-    ahead,
-    ahead_share,
-    hidden: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
-    NUM_WARPS: tl.constexpr,
+    x, residual, weight, eps, out, hidden: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * hidden
     column = tl.arange(0, BLOCK)
@@ -36,7 +25,6 @@ def _rms_norm(
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     if OVERLAP:
         gdc_launch_dependents()
-        ask_for(ahead, tl.program_id(0), ahead_share, NUM_WARPS)
         gdc_wait()
     value = tl.load(x + row + column, mask=inside, other=0.0).to(tl.float32)
     if ADD:
@@ -48,39 +36,19 @@ def _rms_norm(
     tl.store(out + row + column, (value * inverse * scale).to(out.dtype.element_ty), mask=inside)
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, out: Tensor, overlap: bool = False, ahead: Tensor | None = None
-) -> None:
-    """x, out: [tokens, hidden]; weight: [hidden]; ahead: weights that are read next."""
-    _launch(x, x, weight, eps, out, False, overlap, ahead)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, overlap: bool = False) -> None:
+    """x, out: [tokens, hidden]; weight: [hidden]."""
+    _launch(x, x, weight, eps, out, False, overlap)
 
 
-def add_rms_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    out: Tensor,
-    overlap: bool = False,
-    ahead: Tensor | None = None,
-) -> None:
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, overlap: bool = False) -> None:
     """residual += x in place; out = norm(residual). x, residual, out: [tokens, hidden]."""
-    _launch(x, residual, weight, eps, out, True, overlap, ahead)
+    _launch(x, residual, weight, eps, out, True, overlap)
 
 
-def _launch(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    out: Tensor,
-    add: bool,
-    overlap: bool,
-    ahead: Tensor | None,
-) -> None:
+def _launch(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, add: bool, overlap: bool) -> None:
     tokens, hidden = x.shape
     block = triton.next_power_of_2(hidden)
     num_warps = min(max(block // 512, 1), 16)  # 16 elements a thread: two loads of 16 bytes in flight
     launched = options(num_warps, overlap)
-    asked = (ahead, share(ahead, tokens, overlap))
-    _rms_norm[(tokens,)](x, residual, weight, eps, out, *asked, hidden, add, block, overlap, num_warps, **launched)
+    _rms_norm[(tokens,)](x, residual, weight, eps, out, hidden, add, block, overlap, **launched)

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.cuda.launch import ask_for, gdc_launch_dependents, gdc_wait, options, share
+from engine.cuda.launch import gdc_launch_dependents, gdc_wait, options
 from engine.kvcache import LayerKV
 
 
-@triton.jit(do_not_specialize=["ahead_share"])
+@triton.jit
 def _rope_write(
     qkv,
     rows,
@@ -34,8 +34,6 @@ def _rope_write(
     k_norm,
     eps,
     max_blocks,
-    ahead,
-    ahead_share,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -43,7 +41,6 @@ def _rope_write(
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
     OVERLAP: tl.constexpr,
-    NUM_WARPS: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
     HALF: tl.constexpr,  # power of two, at least head_dim / 2
 ):
@@ -62,7 +59,6 @@ def _rope_write(
 
     if OVERLAP:
         gdc_launch_dependents()
-        ask_for(ahead, t * tl.num_programs(1) + tl.program_id(1), ahead_share, NUM_WARPS)
     if NORM:
         left_weight = _either(is_q, q_norm + i, k_norm + i, in_half)
         right_weight = _either(is_q, q_norm + half + i, k_norm + half + i, in_half)
@@ -123,12 +119,11 @@ def rope_write(
     eps: float,
     apply_rope: bool,
     overlap: bool = False,
-    ahead: Tensor | None = None,
 ) -> None:
     """Norms (if there are weights) and rotates q in place in qkv, the same of k to the cache, v to the cache.
 
     qkv: [tokens, q + 2 kv]; rows, positions: [tokens] int32; block_tables: [rows, max_blocks] int32;
-    cos, sin: [max_len, head_dim / 2]; q_norm, k_norm: [head_dim], both or none; ahead: weights that are read soon.
+    cos, sin: [max_len, head_dim / 2]; q_norm, k_norm: [head_dim], both or none.
     """
     tokens = len(rows)
     _, kv_heads, block_size, head_dim = cache.keys.shape
@@ -136,8 +131,7 @@ def rope_write(
     heads = 4 if tokens <= 512 else 16
     half = triton.next_power_of_2(head_dim // 2)
     num_warps = min(max(heads * half // 256, 1), 4)  # 16 bytes a thread and load
-    grid = (tokens, triton.cdiv(all_heads, heads))
-    _rope_write[grid](
+    _rope_write[(tokens, triton.cdiv(all_heads, heads))](
         qkv,
         rows,
         positions,
@@ -150,8 +144,6 @@ def rope_write(
         k_norm,
         eps,
         block_tables.shape[1],
-        ahead,
-        share(ahead, grid[0] * grid[1], overlap),
         all_heads - 2 * kv_heads,
         kv_heads,
         head_dim,
@@ -159,7 +151,6 @@ def rope_write(
         q_norm is not None,
         apply_rope,
         overlap,
-        num_warps,
         heads,
         half,
         **options(num_warps, overlap),
