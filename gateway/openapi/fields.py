@@ -239,7 +239,7 @@ ANTHROPIC: Mapping[str, Schema] = {
     "stop_sequences": text(
         f"Up to {MAX_STOPS} strings, each of which ends the answer.", items=_STOP, maxItems=MAX_STOPS
     ),
-    "system": text("What stands before the conversation.", **either(_TEXT, _ANTHROPIC_TEXTS, NULL)),
+    "system": text("What stands before the conversation.", **either(_TEXT, array(ref("AnthropicTextInput")), NULL)),
     "thinking": text("Whether the model reasons first, for templates that can be told."),
     "output_config": text("Effort and form of the answer."),
     "output_format": text("As output_config.format."),

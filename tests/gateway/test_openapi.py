@@ -118,6 +118,13 @@ async def test_every_example_is_answered_as_described(client: httpx.AsyncClient,
     return None
 
 
+async def test_a_system_prompt_of_no_blocks_is_right_and_answered(client: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}], "system": []}
+    described = operation_of("/v1/messages", "post")["requestBody"]["content"]["application/json"]["schema"]
+    validator(described).validate(body)
+    assert (await client.post("/v1/messages", json=body)).status_code == 200
+
+
 def raised_codes() -> Iterator[str]:
     """Of errors whose code is written where they are made."""
     for path in GATEWAY.rglob("*.py"):
