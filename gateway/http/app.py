@@ -43,8 +43,6 @@ def create_app(services: Services) -> Starlette:
         yield
         workers.close()
 
-    # Its debug line holds whole chunks, and answers are never logged.
-    logging.getLogger("sse_starlette.sse").setLevel(logging.INFO)
     app = Starlette(
         routes=routes(services, workers),
         middleware=[Middleware(Edge, services=services), *cors(services), *guard(services)],

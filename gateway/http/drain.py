@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -16,6 +16,8 @@ class Drain:
         self._idle = asyncio.Event()
         self._idle.set()
         self._forced = asyncio.Event()
+        self._stops: dict[int, Callable[[], None]] = {}
+        self._next_stop = 0
 
     @property
     def forced(self) -> bool:
@@ -24,6 +26,18 @@ class Drain:
 
     async def wait_forced(self) -> None:
         await self._forced.wait()
+
+    @contextmanager
+    def when_forced(self, stop: Callable[[], None]) -> Iterator[None]:
+        """While it is held, `stop` is called once the time is up: at once where it already is."""
+        key, self._next_stop = self._next_stop, self._next_stop + 1
+        self._stops[key] = stop
+        if self.forced:
+            stop()
+        try:
+            yield
+        finally:
+            del self._stops[key]
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -43,6 +57,8 @@ class Drain:
         if await self._idle_within(timeout_s):
             return True
         self._forced.set()
+        for stop in list(self._stops.values()):
+            stop()
         await self._idle_within(grace_s)
         return False
 

@@ -30,10 +30,11 @@ async def run_unless_ended(work: Coroutine[Any, Any, T], receive: Receive, drain
     """The work's result; or, with the work cancelled and over, ClientGone or MustStop."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(disconnected(receive))
-    forced = asyncio.create_task(drain.wait_forced())
-    tasks: tuple[asyncio.Task[Any], ...] = (task, gone, forced)
+    forced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    tasks: tuple[asyncio.Future[Any], ...] = (task, gone, forced)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        with drain.when_forced(lambda: forced.set_result(None)):
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         # First of all: a server tells of a disconnect only once, and a result is of no use to who left.
         if gone.done():
             raise ClientGone

@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +18,7 @@ from gateway.http import faults
 from gateway.http.body import read_body
 from gateway.http.exchange import Exchange, exchange_of
 from gateway.http.race import MustStop, run_unless_ended
+from gateway.http.sse import EventResponse, SendTimeout
 from gateway.http.stream import EventStream, outcome, whole_answer
 from gateway.openai import Detokenized, Health, ModelCard, ModelList, Rendered, Tokenized, Version, encode
 from gateway.requests import prepare
@@ -67,7 +66,7 @@ class Endpoint(ABC):
         body = await read_body(scope, receive, services.settings)
         try:
             response = await run_unless_ended(self._respond(call, body), receive, services.drain)
-            if isinstance(response, EventSourceResponse):
+            if isinstance(response, EventResponse):
                 await self._send_events(call, response, scope, receive, send)
             else:
                 await response(scope, receive, send)
@@ -78,10 +77,10 @@ class Endpoint(ABC):
             call.close()
 
     @abstractmethod
-    async def _respond(self, call: Call, body: bytes) -> Response:
+    async def _respond(self, call: Call, body: bytes) -> Response | EventResponse:
         """Prepares, and answers."""
 
-    async def _answer(self, call: Call, prepared: Prepared) -> Response:
+    async def _answer(self, call: Call, prepared: Prepared) -> Response | EventResponse:
         services, exchange = self._services, call.exchange
         prepare.check_strict(prepared.ignored, services.settings)
         exchange.stream = prepared.stream
@@ -97,29 +96,21 @@ class Endpoint(ABC):
 
     async def _event_response(
         self, call: Call, generation: Generation, wire: Wire, headers: dict[str, str]
-    ) -> EventSourceResponse:
+    ) -> EventResponse:
         settings = self._services.settings
         await first_output(generation, settings.ping_s)
         stream = EventStream(generation, wire, call.exchange)
-        return EventSourceResponse(
-            stream.events(),
-            headers={**headers, "cache-control": "no-cache"},
-            ping=settings.ping_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
-            sep="\n",
-            send_timeout=settings.send_timeout_s,
-        )
+        return EventResponse(stream.events(), headers, ping_s=settings.ping_s, send_timeout_s=settings.send_timeout_s)
 
     async def _send_events(
-        self, call: Call, response: EventSourceResponse, scope: Scope, receive: Receive, send: Send
+        self, call: Call, response: EventResponse, scope: Scope, receive: Receive, send: Send
     ) -> None:
         services = self._services
-        forced = asyncio.create_task(services.drain.wait_forced())
-        forced.add_done_callback(lambda task: None if task.cancelled() else call.stop("draining", services))
         services.metrics.stream_opened()
         try:
-            await response(scope, receive, send)
-        except SendTimeoutError:
+            with services.drain.when_forced(lambda: call.stop("draining", services)):
+                await response(scope, receive, send)
+        except SendTimeout:
             slow = faults.slow_reader(services.settings.slow_reader_bytes)
             call.exchange.fail(slow)
             if call.generation is not None:
@@ -127,7 +118,6 @@ class Endpoint(ABC):
         except OSError:
             pass  # some servers raise it from send() when the client has left
         finally:
-            forced.cancel()
             services.metrics.stream_closed()
             # Without an outcome the stream was cancelled, which is how the server tells of a client that left.
             call.exchange.outcome = call.exchange.outcome or "client_closed"
@@ -138,7 +128,7 @@ class Generate(Endpoint):
         super().__init__(services, workers, name)
         self._preparation = preparation
 
-    async def _respond(self, call: Call, body: bytes) -> Response:
+    async def _respond(self, call: Call, body: bytes) -> Response | EventResponse:
         prepared = await self._workers.run(prepare.cost(body), partial(self._preparation, body, self._services))
         return await self._answer(call, prepared)
 

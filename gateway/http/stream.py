@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from gateway.answers.generation import Generation
 from gateway.errors import ApiError
@@ -23,7 +23,7 @@ class EventStream:
         self._exchange = exchange
         self._num_unfinished = len(generation.choices)
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes]:
         wire, generation = self._wire, self._generation
         try:
             opening = wire.opening()

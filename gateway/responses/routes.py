@@ -13,6 +13,7 @@ from gateway.errors import ApiError
 from gateway.http.body import read_body
 from gateway.http.exchange import exchange_of
 from gateway.http.routes import Call, Endpoint, answer_headers, check_open, json_response
+from gateway.http.sse import EventResponse
 from gateway.openai import encode
 from gateway.requests import prepare
 from gateway.requests.parse import ignored_header, invalid, unbuilt
@@ -34,7 +35,7 @@ class CreateResponse(Endpoint):
         self._store = store
         self._background = background
 
-    async def _respond(self, call: Call, body: bytes) -> HttpResponse:
+    async def _respond(self, call: Call, body: bytes) -> HttpResponse | EventResponse:
         services, exchange = self._services, call.exchange
         work = partial(prepare_response, body, services, self._store, exchange.key)
         response = await self._workers.run(response_cost(body), work)

@@ -1,0 +1,95 @@
+"""Server-sent events on the wire: each piece in one send, heart-beats while nothing comes, a bound on every send, an
+end with the client.
+
+A stream has a task that reads what its client does and one that looks at the time now and then. sse-starlette, which
+does the same, puts a cancel scope around each send; that took a fifth of the gateway's time: docs/log.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.race import disconnected
+
+PING = b": ping\n\n"  # a comment: every client must skip it
+TICKS = 4  # of the timer in the shortest time that it keeps
+HEADERS = {
+    "cache-control": "no-cache",
+    "content-type": "text/event-stream; charset=utf-8",
+    "x-accel-buffering": "no",  # nginx would gather events
+}
+
+
+class SendTimeout(Exception):
+    """The client took nothing for so long that its stream was ended."""
+
+
+class EventResponse:
+    """An ASGI application that sends one stream. Returns when it is sent, or its client has left."""
+
+    def __init__(
+        self, events: AsyncGenerator[bytes], headers: Mapping[str, str], *, ping_s: float, send_timeout_s: float
+    ) -> None:
+        """0: no heart-beats; sends without a bound."""
+        self._events = events
+        self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._headers += [(name.encode(), value.encode()) for name, value in HEADERS.items() if name not in headers]
+        self._ping_s = ping_s
+        self._send_timeout_s = send_timeout_s
+        self._sending = asyncio.Lock()
+        self._sent_at = 0.0  # when the last send began; 0: none yet
+        self._timed_out = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises SendTimeout, and what the events or a send raise."""
+        gone = asyncio.create_task(disconnected(receive))
+        writer = asyncio.create_task(self._write(send))
+        ticker = asyncio.create_task(self._tick(send, writer))
+        try:
+            await asyncio.wait((gone, writer), return_when=asyncio.FIRST_COMPLETED)
+            if self._timed_out:
+                raise SendTimeout
+            if writer.done():
+                writer.result()
+        finally:
+            for task in (gone, writer, ticker):
+                task.cancel()
+            await asyncio.gather(gone, writer, ticker, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _write(self, send: Send) -> None:
+        clock, sending = asyncio.get_running_loop().time, self._sending
+        async with sending:
+            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        async for data in self._events:
+            async with sending:
+                self._sent_at = clock()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        async with sending:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tick(self, send: Send, writer: asyncio.Task[None]) -> None:
+        limits = [limit for limit in (self._ping_s, self._send_timeout_s) if limit > 0]
+        clock = asyncio.get_running_loop().time
+        self._sent_at = clock()
+        while limits and not self._timed_out:
+            await asyncio.sleep(min(limits) / TICKS)
+            silence_s = clock() - self._sent_at
+            if self._sending.locked():
+                self._timed_out = 0 < self._send_timeout_s <= silence_s
+            elif 0 < self._ping_s <= silence_s:
+                await self._ping(send)
+        if self._timed_out:
+            writer.cancel()
+
+    async def _ping(self, send: Send) -> None:
+        async with self._sending:
+            self._sent_at = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(self._send_timeout_s or None):
+                    await send({"type": "http.response.body", "body": PING, "more_body": True})
+            except TimeoutError:
+                self._timed_out = True
