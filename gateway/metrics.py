@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from gateway import buckets
+from gateway.tallies import Tally, TallyHistogram
 from scheduler.protocol import EngineStats, FirstToken, StepRecord
 
 ENDPOINTS = frozenset(
@@ -97,14 +98,16 @@ class Metrics:
         self._streams_open = self._gauge("streams_open", "Event streams being sent.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Of those, found in the prefix cache.")
-        self._generation_tokens = self._counter("generation_tokens", "Tokens generated and used in an answer.")
+        self._generation_tokens = Tally(
+            "headrace_generation_tokens", "Tokens generated and used in an answer.", self.registry
+        )
 
     def _create_latency_series(self) -> None:
         self._ttft = self._histogram(
             "ttft_seconds", "From the request's arrival to its first token.", buckets.FIRST_TOKEN_S
         )
-        self._inter_token = self._histogram(
-            "inter_token_seconds", "Between two tokens of one choice.", buckets.PER_TOKEN_S
+        self._inter_token = TallyHistogram(
+            "headrace_inter_token_seconds", "Between two tokens of one choice.", buckets.PER_TOKEN_S, self.registry
         )
         self._tpot = self._histogram(
             "tpot_seconds", "Mean time per token after the first, one value a choice.", buckets.PER_TOKEN_S

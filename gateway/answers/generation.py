@@ -196,12 +196,19 @@ class Generation:
             return self.stop("failed", faults.grammar_failed())
         if output.finish == "expired":
             return self.stop("failed", faults.expired(self._services.settings.max_wait_s))
-        used_before = run.choice.num_tokens
-        delta = run.choice.push(output)
+        choice = run.choice
+        if choice.is_plain and output.finish is None and output.first is None and choice.finish is None:
+            text = choice.push_plain(output.tokens)
+            self._count(run, output, len(output.tokens))
+            if text:
+                self.mailbox.put_text(choice.index, text)
+            return None
+        used_before = choice.num_tokens
+        delta = choice.push(output)
         if output.first is not None:
             delta.prompt = output.first.prompt
-        self._count(run, output, run.choice.num_tokens - used_before)
-        if run.choice.finish is not None:
+        self._count(run, output, choice.num_tokens - used_before)
+        if choice.finish is not None:
             self._finish(run, output.seq_id)
         if delta:
             self.mailbox.put(delta)

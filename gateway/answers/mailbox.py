@@ -21,7 +21,7 @@ class Mailbox:
         self._texts: dict[int, list[str]] = {}  # joined once, when read: adding to a string would copy it each time
         self._num_bytes = 0
         self._error: ApiError | None = None
-        self._filled = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # while it waits
 
     def put(self, delta: Delta) -> None:
         """Raises SlowReader over the cap; the delta is kept all the same."""
@@ -30,7 +30,21 @@ class Mailbox:
             unread = self._unread[delta.index] = Delta(delta.index)
             self._texts[delta.index] = []
         self._merge(unread, delta)
-        self._filled.set()
+        self._wake()
+
+    def put_text(self, index: int, text: str) -> None:
+        """As `put` of a delta that is nothing but text, in less time."""
+        texts = self._texts.get(index)
+        if texts is None:
+            self._unread[index] = Delta(index)
+            texts = self._texts[index] = []
+        texts.append(text)
+        self._num_bytes += len(text)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
         if self._max_bytes is not None and self._num_bytes > self._max_bytes:
             raise SlowReader
 
@@ -54,11 +68,18 @@ class Mailbox:
         """The first error counts. It is raised once everything before it has been read."""
         if self._error is None:
             self._error = error
-        self._filled.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def filled(self) -> None:
-        """Waits for anything to read. Raises the error that ended the request if there is nothing else."""
-        await self._filled.wait()
+        """Waits for anything to read; one reader at a time. Raises the error that ended the request if there is nothing
+        else."""
+        if not self._unread and self._error is None:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
         if self._error is not None and not self._unread:
             raise self._error
 
@@ -69,8 +90,6 @@ class Mailbox:
         for delta in deltas:
             delta.text = "".join(self._texts[delta.index])
         self._unread, self._texts, self._num_bytes = {}, {}, 0
-        if self._error is None:
-            self._filled.clear()
         return deltas
 
     async def discard_until_error(self) -> None:
