@@ -17,26 +17,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait
-from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
+from engine.cuda.paged import (
+    LOG2_E,
+    LOWEST,
+    NO_WINDOW,
+    absorb,
+    launched,
+    load_rows,
+    look_up,
+    place_type,
+    programs,
+    turned,
+)
+from engine.cuda.tiles import SPLIT, SPLIT_AT, TILE_INTS
 from engine.kvcache import LayerKV
 
-SPLIT = 256  # keys of a tile, but for steps of very few sequences and of many (split_for)
-FEW_ITEMS, MANY_PAIRS = 32, 256  # of a tile and a kv head; of a sequence and a kv head
-TILE_INTS = 8  # 5 of them used
-SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
 PROGRAMS_PER_SM = 4  # as many as registers hold
 OPTIONS = {  # by bytes of a number; for less than 32 tokens, and for more
     2: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 3}, {"BLOCK_N": 64, "num_warps": 2, "num_stages": 2}),
     4: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},) * 2,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """What engine/cuda/rope.py does to q and k, to be done where they are read."""
+
+    cos: Tensor  # [max_len, head_dim / 2]
+    sin: Tensor
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None
+    eps: float
+    rotates: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +76,6 @@ def workspace(max_tiles: int, max_tokens: int, heads: int, kv_heads: int, head_d
     return Workspace(sums, highest, torch.zeros_like(highest), arrived, queue)
 
 
-def split_for(kv_lens: NDArray[Any], kv_heads: int, max_tiles: int) -> int:
-    """Keys of a step's tiles. Few sequences need small ones to occupy the device; many waste less on the seams of large
-    ones. So the last bits of a result may depend on what else is decoded, as those of the products around it do."""
-    split = SPLIT
-    if len(kv_lens) * kv_heads >= MANY_PAIRS:
-        split = 2 * SPLIT
-    elif _num_tiles(kv_lens, SPLIT) * kv_heads < FEW_ITEMS:
-        split = SPLIT // 2
-    while _num_tiles(kv_lens, split) > max_tiles:
-        split *= 2
-    return split
-
-
-def _num_tiles(kv_lens: NDArray[Any], split: int) -> int:
-    return int((-(-kv_lens // split)).sum())
-
-
-def decode_tiles(
-    tokens: NDArray[Any], rows: NDArray[Any], kv_lens: NDArray[Any], split: int = SPLIT
-) -> NDArray[np.int32]:
-    """tokens, rows, kv_lens: [n], index of each token, its row, and the keys it sees. Returns [tiles, TILE_INTS]: those
-    with most keys first, so that the small ones fill up what the large ones leave of the last programs' time."""
-    splits = -(-kv_lens // split)
-    begins = np.cumsum(splits) - splits
-    which = np.repeat(np.arange(len(tokens)), splits)
-    tiles = np.zeros((len(which), TILE_INTS), np.int32)
-    tiles[:, 0] = tokens[which]
-    tiles[:, 1] = rows[which]
-    tiles[:, 2] = kv_lens[which]
-    tiles[:, 3] = np.arange(len(which)) - begins[which]
-    tiles[:, 4] = begins[which]
-    num_keys = np.minimum(tiles[:, 2] - tiles[:, 3] * split, split)
-    return tiles[np.argsort(-num_keys, kind="stable")]
-
-
 def decode_attention(
     q: Tensor,
     cache: LayerKV,
@@ -103,13 +86,15 @@ def decode_attention(
     workspace: Workspace,
     scale: float,
     window: int | None,
+    rope: Rope | None = None,
     overlap: bool = False,
     options: dict[str, int] | None = None,
     programs_per_sm: int = PROGRAMS_PER_SM,
 ) -> None:
     """q: [tokens, heads, head_dim], contiguous but for its first stride; block_tables: [rows, max_blocks]; tiles:
-    [>= counts[1], TILE_INTS]; counts: [8]; out: [tokens, heads, head_dim], written where there are
-    tiles. All integers int32."""
+    [>= counts[1], TILE_INTS]; counts: [8]; out: [tokens, heads, head_dim], written where there are tiles. All integers
+    int32. rope: q is neither normed nor rotated yet, and in its rows keys and values follow that are not in the cache
+    yet; the program that sees a token's last key writes them there."""
     kv_heads, block_size, head_dim = cache.keys.shape[1:]
     group = q.shape[1] // kv_heads
     _decode[(programs(q.device, programs_per_sm),)](
@@ -129,6 +114,9 @@ def decode_attention(
         window or NO_WINDOW,
         q.stride(0),
         block_tables.stride(0),
+        *((rope.cos, rope.sin, rope.q_norm, rope.k_norm, rope.eps) if rope is not None else (None,) * 5),
+        FRESH=rope is not None,
+        ROPE=rope is not None and rope.rotates,
         GROUP=group,
         ROWS=max(16, triton.next_power_of_2(group)),
         KV_HEADS=kv_heads,
@@ -162,6 +150,13 @@ def _decode(
     window,
     q_stride,
     table_stride,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    eps,
+    FRESH: tl.constexpr,  # q, k and v come as the product left them
+    ROPE: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,  # GROUP, padded
     KV_HEADS: tl.constexpr,
@@ -200,7 +195,32 @@ def _decode(
         if OVERLAP:
             gdc_wait()  # what was loaded so far came with the step, not from the kernel before this one
         heads = head * GROUP + member
-        query = tl.load(q + t * q_stride + heads[:, None] * HEAD_DIM + lane[None, :], mask=inside, other=0)
+        if FRESH:
+            row = q + t * q_stride
+            turn = (kv_len - 1).to(tl.int64) * (HEAD_DIM // 2)
+            query = turned(
+                row + heads[:, None] * HEAD_DIM,
+                lane[None, :],
+                inside,
+                q_norm,
+                cos + turn,
+                sin + turn,
+                eps,
+                ROPE,
+                HEAD_DIM,
+            )
+            if end == kv_len:
+                last = kv_len - 1
+                held = tl.load(table + last // BLOCK_SIZE).to(PLACE)
+                place = ((held * KV_HEADS + head) * BLOCK_SIZE + last % BLOCK_SIZE) * HEAD_DIM + lane[None, :]
+                row += (KV_HEADS * GROUP + head) * HEAD_DIM
+                there = (lane < HEAD_DIM)[None, :]
+                k = turned(row, lane[None, :], there, k_norm, cos + turn, sin + turn, eps, ROPE, HEAD_DIM)
+                tl.store(keys + place, k, mask=there)
+                tl.store(values + place, tl.load(row + KV_HEADS * HEAD_DIM + lane[None, :], mask=there), mask=there)
+                tl.debug_barrier()  # all threads will read them
+        else:
+            query = tl.load(q + t * q_stride + heads[:, None] * HEAD_DIM + lane[None, :], mask=inside, other=0)
         item = _take(queue, items, programs)
         if start < end:  # and not left of the window
             top = tl.full([ROWS], LOWEST, tl.float32)

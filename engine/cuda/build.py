@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from engine import kvcache
-from engine.cuda.attention import SPLIT, workspace
+from engine.cuda.attention import workspace
 from engine.cuda.decoder import CudaDecoder
 from engine.cuda.runner import CudaRunner
 from engine.cuda.step import max_tokens
 from engine.cuda.tables import DeviceTables
+from engine.cuda.tiles import SPLIT
 from engine.kvcache import KVCache
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights

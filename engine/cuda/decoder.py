@@ -2,7 +2,7 @@
 
     residual += out; x = norm(residual)      one kernel
     qkv = x @ W                              cuBLAS
-    norm q and k, rotate, write k and v      one kernel
+    norm q and k, rotate, write k and v      one kernel; part of the next where all tokens decode
     attend: decode tiles, prefill tiles      one kernel each
     o = attended @ W                         cuBLAS
     residual += o; x = norm(residual)        one kernel
@@ -11,7 +11,7 @@
     out = that @ W                           cuBLAS
 
 A single token has the norm before a product, silu(gate) * up and the sum with the residual in the product's own launch
-(engine/cuda/gemv.py): six kernels a layer instead of nine.
+(engine/cuda/gemv.py): five kernels a layer instead of eight.
 
 Nothing here waits for the device or looks at its values, so every step of one size can be captured in a graph.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cuda.activation import silu_mul
-from engine.cuda.attention import Workspace, decode_attention
+from engine.cuda.attention import Rope, Workspace, decode_attention
 from engine.cuda.embed import embed
 from engine.cuda.gemv import skinny_linear
 from engine.cuda.norm import add_rms_norm, rms_norm
@@ -122,15 +122,16 @@ class CudaDecoder:
         """Writes keys and values. qkv: [tokens, q + 2 kv], changed; returns [tokens, q]."""
         spec, cache, tables, overlap = self.spec, self.cache.layers[index], self._tables.block_tables, self._overlap
         places = (step.rows, step.positions, tables)
-        rotated = index not in spec.nope_layers
-        norms = (layer.q_norm, layer.k_norm, spec.norm_eps)
-        rope_write(qkv, *places, cache, self._cos, self._sin, *norms, rotated, overlap)
+        rotates = index not in spec.nope_layers
         q = qkv[:, : spec.q_size].view(-1, spec.num_heads, spec.head_dim)
         out = self._attended[: len(q)].view(q.shape)
         scale, window = spec.head_dim**-0.5, spec.window(index)
-        decode_attention(
-            q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window, overlap=overlap
-        )
-        if len(step.prefill):
+        rope = Rope(self._cos, self._sin, layer.q_norm, layer.k_norm, spec.norm_eps, rotates)
+        if len(step.prefill):  # keys of a run are read by programs that did not write them
+            rope_write(
+                qkv, *places, cache, self._cos, self._sin, layer.q_norm, layer.k_norm, spec.norm_eps, rotates, overlap
+            )
             prefill_attention(q, cache, *places, step.prefill, step.counts, out, scale, window, overlap=overlap)
+        decoded = (q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window)
+        decode_attention(*decoded, rope=None if len(step.prefill) else rope, overlap=overlap)
         return out.view(-1, spec.q_size)

@@ -61,3 +61,25 @@ def absorb(scores, v, top, total, summed):
     total = total * shrink + tl.sum(weights, 1)
     summed = tl.dot(weights.to(v.dtype), v, summed * shrink[:, None], input_precision="ieee")
     return higher, total, summed
+
+
+@triton.jit
+def turned(head, lane, inside, norm, cos, sin, eps, ROPE: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Heads of q or k, [rows, WIDTH], normed and rotated as engine/cuda/rope.py does it. cos, sin: at the position."""
+    half: tl.constexpr = HEAD_DIM // 2
+    dtype = head.dtype.element_ty
+    is_left = lane < half
+    other = tl.where(is_left, lane + half, lane - half)
+    value = tl.load(head + lane, mask=inside, other=0).to(tl.float32)
+    partner = tl.load(head + other, mask=inside, other=0).to(tl.float32)
+    real = lane < HEAD_DIM
+    if norm is not None:
+        inverse = tl.rsqrt(tl.sum(value * value, axis=1) / HEAD_DIM + eps)[:, None]
+        value = (value * inverse * tl.load(norm + lane, mask=real, other=0).to(tl.float32)).to(dtype).to(tl.float32)
+        partner = (partner * inverse * tl.load(norm + other, mask=real, other=0).to(tl.float32)).to(dtype)
+        partner = partner.to(tl.float32)
+    if ROPE:
+        angle = tl.where(is_left, lane, lane - half)
+        c, s = tl.load(cos + angle, mask=real, other=0), tl.load(sin + angle, mask=real, other=0)
+        value = value * c + tl.where(is_left, -partner, partner) * s
+    return value.to(dtype)

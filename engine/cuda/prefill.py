@@ -15,46 +15,21 @@ Programs stay and take tiles from longest to shortest, there and back (0 1 2 2 1
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait
 from engine.cuda.paged import LOG2_E, LOWEST, NO_WINDOW, absorb, launched, load_rows, look_up, place_type, programs
+from engine.cuda.tiles import tile_rows
 from engine.kvcache import LayerKV
 
 PROGRAMS_PER_SM = 2
 # By bytes of a number:
-ROWS = {2: 64, 4: 32}  # of a tile: tokens * query heads of a kv head
 OPTIONS = {
     2: {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
     4: {"BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
-
-
-def tile_rows(group: int, dtype: torch.dtype) -> int:
-    """group: query heads that share a kv head. Always room for four tokens."""
-    return max(ROWS[dtype.itemsize], 4 * int(triton.next_power_of_2(group)))
-
-
-def prefill_tiles(
-    starts: NDArray[Any], counts: NDArray[Any], positions: NDArray[Any], group: int, rows: int
-) -> NDArray[np.int32]:
-    """starts, counts, positions: [n], of each run of tokens: index of the first, how many, position of the first.
-    group: query heads that share a kv head; rows: of a tile.
-    Returns [tiles, 2]: index of the first token, how many; longest context first."""
-    size = rows // group
-    tiles = -(-counts // size)
-    run = np.repeat(np.arange(len(counts)), tiles)
-    skipped = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * size
-    found = np.stack([starts[run] + skipped, np.minimum(counts[run] - skipped, size)], axis=1)
-    order = np.argsort(-(positions[run] + skipped), kind="stable")
-    return found[order].astype(np.int32)
 
 
 def prefill_attention(

@@ -23,10 +23,10 @@ from engine.cuda.decoder import CudaDecoder
 from engine.cuda.filters import bounds, find_bounds
 from engine.cuda.graphs import Graphs, decode_sizes, mixed_sizes
 from engine.cuda.hosted import HostedRows
-from engine.cuda.prefill import tile_rows
 from engine.cuda.sampling import sample_plain, scratch
-from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors, Tiling
+from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors
 from engine.cuda.tables import DeviceTables
+from engine.cuda.tiles import Tiling, tile_rows
 from engine.grammar import Matchers
 from scheduler.plan import StepPlan, StepResult, Work
 from scheduler.types import Limits

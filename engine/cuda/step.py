@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.attention import SPLIT_AT, TILE_INTS, decode_tiles, split_for
-from engine.cuda.prefill import prefill_tiles
+from engine.cuda.tiles import SPLIT_AT, TILE_INTS, Tiling, decode_tiles, prefill_tiles, split_for
 from scheduler.plan import Work
 from scheduler.types import Limits
 
@@ -78,16 +77,6 @@ class StepTensors:
     samples: Tensor
     prefill: Tensor
     decode: Tensor  # flat
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How attention is cut into tiles."""
-
-    group: int  # query heads that share a kv head
-    kv_heads: int
-    prefill_rows: int
-    max_decode_tiles: int  # at least one for each row
 
 
 def arrays(works: list[Work], prompts: dict[int, Ints], tiling: Tiling) -> StepArrays:

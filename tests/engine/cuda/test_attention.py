@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from engine.cuda import attention
+from engine.cuda import tiles as tiles_of
+from engine.cuda.rope import rope_write
+from engine.kvcache import LayerKV
 from tests.engine.cuda.paged import Shape, Step, check, random_step
 
 SHAPES = [
@@ -23,9 +26,7 @@ def decode(step: Step, window: int | None = None, split: int = 0, times: int = 1
     """Attends all runs, of one token each, and leaves the counters as they were."""
     device, shape = step.q.device, step.shape
     rows = step.rows[: len(step.starts)].cpu().numpy()  # of runs of one token
-    tiles = torch.from_numpy(attention.decode_tiles(step.starts, rows, step.kv_lens, split or attention.SPLIT)).to(
-        device
-    )
+    tiles = torch.from_numpy(tiles_of.decode_tiles(step.starts, rows, step.kv_lens, split or tiles_of.SPLIT)).to(device)
     space = attention.workspace(len(tiles), len(step.q), shape.heads, shape.kv_heads, shape.head_dim, device)
     counts = torch.tensor([0, len(tiles), 0, 0, split, 0, 0, 0], dtype=torch.int32, device=device)
     paged = (step.q, step.cache, step.block_tables)
@@ -86,6 +87,46 @@ def test_a_result_does_not_depend_on_what_else_is_decoded(device: torch.device) 
         assert torch.equal(decode(alone)[0], together[index])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "normed", "rotates"),
+    [(SHAPES[1], True, True), (SHAPES[3], False, True), (SHAPES[2], True, False)],
+    ids=str,
+)
+def test_fresh_heads_are_those_of_a_kernel_before(
+    shape: Shape, normed: bool, rotates: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Norm, rope and writing to the cache, in the attention kernel or ahead of it."""
+    shape = Shape(shape.heads, shape.kv_heads, shape.head_dim, shape.block_size, dtype)
+    kv_lens = [1, 16, 17, 256, 257, 600]
+    step = random_step(shape, [(1, kv_len) for kv_len in kv_lens], device, seed=5)
+    width, tokens = shape.heads * shape.head_dim, len(step.q)
+    qkv = torch.randn(tokens, width + 2 * shape.kv_heads * shape.head_dim, device=device).to(dtype)
+    cos, sin = torch.rand(2, 700, shape.head_dim // 2, device=device).unbind()
+    norms = [torch.randn(shape.head_dim, device=device).to(dtype) if normed else None for _ in range(2)]
+    rows = step.rows[: len(kv_lens)].cpu().numpy()
+    tiles = torch.from_numpy(tiles_of.decode_tiles(step.starts, rows, step.kv_lens)).to(device)
+    space = attention.workspace(len(tiles), tokens, shape.heads, shape.kv_heads, shape.head_dim, device)
+    counts = torch.tensor([0, len(tiles), 0, 0, 0, 0, 0, 0], dtype=torch.int32, device=device)
+    found = []
+    for fused in (False, True):
+        cache = LayerKV(step.cache.keys.clone(), step.cache.values.clone())
+        for row, kv_len in zip(rows.tolist(), kv_lens, strict=True):  # not there yet
+            block = step.block_tables[row, (kv_len - 1) // shape.block_size]
+            cache.keys[block, :, (kv_len - 1) % shape.block_size] = torch.nan
+        given, out = qkv.clone(), step.out()
+        q = given[:, :width].view(tokens, shape.heads, shape.head_dim)
+        if not fused:
+            kept = (given[: len(kv_lens)], step.rows[: len(kv_lens)], step.positions[: len(kv_lens)])
+            rope_write(*kept, step.block_tables, cache, cos, sin, *norms, 1e-6, rotates)
+        rope = attention.Rope(cos, sin, *norms, 1e-6, rotates) if fused else None
+        attention.decode_attention(q, cache, step.block_tables, tiles, counts, out, space, step.scale, None, rope)
+        found.append((out[: len(kv_lens)], cache.keys, cache.values))
+    exact = 1e-5 if dtype == torch.float32 else 2**-7
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=exact, atol=exact, equal_nan=True)
+
+
 def test_nothing_to_decode(device: torch.device) -> None:
     step = random_step(SHAPES[0], [(1, 5)], device)
     space = attention.workspace(1, len(step.q), 4, 4, 64, device)
@@ -97,7 +138,7 @@ def test_nothing_to_decode(device: torch.device) -> None:
 
 
 def test_tiles_with_most_keys_come_first_and_know_their_first_split() -> None:
-    tiles = attention.decode_tiles(np.array([4, 7, 2]), np.array([0, 5, 9]), np.array([100, 513, 256]), 256)
+    tiles = tiles_of.decode_tiles(np.array([4, 7, 2]), np.array([0, 5, 9]), np.array([100, 513, 256]), 256)
     assert tiles[:, :5].tolist() == [
         [7, 5, 513, 0, 1],
         [7, 5, 513, 1, 1],
@@ -106,4 +147,4 @@ def test_tiles_with_most_keys_come_first_and_know_their_first_split() -> None:
         [7, 5, 513, 2, 1],
     ]
     empty = np.array([], int)
-    assert attention.decode_tiles(empty, empty, empty).shape == (0, attention.TILE_INTS)
+    assert tiles_of.decode_tiles(empty, empty, empty).shape == (0, tiles_of.TILE_INTS)

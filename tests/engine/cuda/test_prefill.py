@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine.cuda import prefill
+from engine.cuda import tiles as tiles_of
 from tests.engine.cuda.paged import Shape, Step, check, random_step
 
 SHAPES = [
@@ -20,10 +21,10 @@ RUNS = [(1, 1), (63, 63), (64, 128), (5, 70), (1, 200), (40, 170)]
 
 
 def attend(step: Step, window: int | None = None, rows: int = 0) -> torch.Tensor:
-    rows = rows or prefill.tile_rows(step.shape.group, step.shape.dtype)
+    rows = rows or tiles_of.tile_rows(step.shape.group, step.shape.dtype)
     device = step.q.device
     positions = step.kv_lens - step.counts
-    tiles = prefill.prefill_tiles(step.starts, step.counts, positions, step.shape.group, rows)
+    tiles = tiles_of.prefill_tiles(step.starts, step.counts, positions, step.shape.group, rows)
     counts = torch.tensor([len(tiles), 0, 0, 0, 0, 0, 0, 0], dtype=torch.int32, device=device)
     paged = (step.q, step.cache, step.rows, step.positions, step.block_tables)
     out = step.out()
@@ -70,7 +71,7 @@ def test_nothing_to_prefill(device: torch.device) -> None:
 
 
 def test_tiles_cover_each_token_once_and_the_longest_come_first() -> None:
-    tiles = prefill.prefill_tiles(np.array([3, 50]), np.array([40, 70]), np.array([500, 0]), 4, 128)
+    tiles = tiles_of.prefill_tiles(np.array([3, 50]), np.array([40, 70]), np.array([500, 0]), 4, 128)
     assert tiles.tolist() == [[35, 8], [3, 32], [114, 6], [82, 32], [50, 32]]
     empty = np.array([], int)
-    assert prefill.prefill_tiles(empty, empty, empty, 4, 128).shape == (0, 2)
+    assert tiles_of.prefill_tiles(empty, empty, empty, 4, 128).shape == (0, 2)
