@@ -39,7 +39,7 @@ from engine.cuda.tiles import SPLIT, SPLIT_AT, TILE_INTS
 from engine.kvcache import LayerKV
 
 PROGRAMS_PER_SM = 4  # as many as registers hold
-OPTIONS = {  # by bytes of a number; for less than 32 tokens, and for more
+OPTIONS = {  # by bytes of a number; up to 32 tokens, and for more
     2: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 3}, {"BLOCK_N": 64, "num_warps": 2, "num_stages": 2}),
     4: ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},) * 2,
 }
@@ -128,7 +128,7 @@ def decode_attention(
         TILE_INTS=TILE_INTS,
         PLACE=place_type(cache),
         OVERLAP=overlap,
-        **launched(options or OPTIONS[q.element_size()][len(q) >= 32], overlap),
+        **launched(options or OPTIONS[q.element_size()][len(q) > 32], overlap),
     )
 
 

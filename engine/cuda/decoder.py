@@ -1,14 +1,14 @@
 """The forward pass of engine/models/decoder.py in fused kernels, over one step's tensors.
 
-    residual += out; x = norm(residual)      one kernel
+    x = norm(residual)                       one kernel
     qkv = x @ W                              cuBLAS
     norm q and k, rotate, write k and v      one kernel; part of the next where all tokens decode
     attend: decode tiles, prefill tiles      one kernel each
-    o = attended @ W                         cuBLAS
-    residual += o; x = norm(residual)        one kernel
+    residual += attended @ W                 cuBLAS
+    x = norm(residual)                       one kernel
     gate, up = x @ W                         cuBLAS
     silu(gate) * up                          one kernel
-    out = that @ W                           cuBLAS
+    residual += that @ W                     cuBLAS
 
 A single token has the norm before a product, silu(gate) * up and the sum with the residual in the product's own launch
 (engine/cuda/gemv.py): five kernels a layer instead of eight.
@@ -25,8 +25,8 @@ from torch import Tensor
 from engine.cuda.activation import silu_mul
 from engine.cuda.attention import Rope, Workspace, decode_attention
 from engine.cuda.embed import embed
-from engine.cuda.gemv import skinny_linear
-from engine.cuda.norm import add_rms_norm, rms_norm
+from engine.cuda.gemv import MAX_ROWS, skinny_linear
+from engine.cuda.norm import rms_norm
 from engine.cuda.prefill import prefill_attention
 from engine.cuda.rope import rope_write
 from engine.cuda.step import StepTensors, max_tokens
@@ -76,14 +76,20 @@ class CudaDecoder:
         next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
             attended = self._attend(index, layer, F.linear(x, layer.qkv, layer.qkv_bias), step)
-            out = F.linear(attended, layer.o, layer.o_bias)
-            add_rms_norm(out, residual, layer.ffn_norm, eps, x, overlap)
-            gate_up = F.linear(x, layer.gate_up, layer.gate_up_bias)
-            gated = x.new_empty(len(x), self.spec.ffn)
-            silu_mul(gate_up, gated, overlap)
-            out = F.linear(gated, layer.down, layer.down_bias)
-            add_rms_norm(out, residual, next_norm, eps, x, overlap)
+            _add_linear(residual, attended, layer.o, layer.o_bias)
+            rms_norm(residual, layer.ffn_norm, eps, x, overlap)
+            _add_linear(residual, self._gated(layer, x), layer.down, layer.down_bias)
+            rms_norm(residual, next_norm, eps, x, overlap)
         return x
+
+    def _gated(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        """[tokens, ffn]"""
+        gated = x.new_empty(len(x), self.spec.ffn)
+        if len(x) <= MAX_ROWS and x.element_size() == 2:
+            skinny_linear(x, layer.gate_up, layer.gate_up_bias, gated, gated=True, overlap=self._overlap)
+        else:
+            silu_mul(F.linear(x, layer.gate_up, layer.gate_up_bias), gated, self._overlap)
+        return gated
 
     def _forward_alone(self, step: StepTensors, residual: Tensor) -> Tensor:
         spec, eps, overlap = self.spec, self.spec.norm_eps, self._overlap
@@ -135,3 +141,10 @@ class CudaDecoder:
         decoded = (q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window)
         decode_attention(*decoded, rope=None if len(step.prefill) else rope, overlap=overlap)
         return out.view(-1, spec.q_size)
+
+
+def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """residual += x @ weight.T + bias, in the product's own launch: one reading and one writing of it less."""
+    residual.addmm_(x, weight.t())
+    if bias is not None:
+        residual.add_(bias)

@@ -1,9 +1,9 @@
-"""x @ weight.T for up to 16 rows of x: the time is that of reading the weights once.
+"""x @ weight.T for up to 32 rows of x: the time is that of reading the weights once.
 
     weight [N, K]      program p: rows p * BLOCK_N .. of it, over all of K; x is small and comes from L2
 
            K ->                                      up to MULTIPLIED rows: products in float32, summed at the end
-    N    |.......|.......|  p = 0                    more rows: tensor cores, x padded to 16 rows
+    N    |.......|.......|  p = 0                    more rows: tensor cores, x padded to 16 or 32
     |    |.......|.......|  p = 1
     v    BLOCK_K
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.cuda.launch import gdc_launch_dependents, gdc_wait, options
 
-MAX_ROWS = 16
+MAX_ROWS = 32
 MULTIPLIED = 1  # rows up to which no tensor cores are used
 
 
@@ -142,6 +142,7 @@ def _dot(
     N,
     M: tl.constexpr,
     K: tl.constexpr,
+    ROWS: tl.constexpr,  # M, padded to what tensor cores take
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -149,7 +150,7 @@ def _dot(
     ADD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    m = tl.arange(0, 16)[:, None]
+    m = tl.arange(0, ROWS)[:, None]
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     k = tl.arange(0, BLOCK_K)
     x_at = x + m * K + k[None, :]
@@ -158,7 +159,7 @@ def _dot(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    total = tl.zeros((16, BLOCK_N), tl.float32)
+    total = tl.zeros((ROWS, BLOCK_N), tl.float32)
     up_total = total
     for start in tl.range(0, K, BLOCK_K, num_stages=NUM_STAGES):
         part = tl.load(x_at + start, mask=(m < M) & (start + k[None, :] < K), other=0.0)
@@ -166,7 +167,7 @@ def _dot(
         total = tl.dot(part, tl.load(at + start, mask=inside, other=0.0), total, input_precision="ieee")
         if GATED:
             up_total = tl.dot(part, tl.load(up_at + start, mask=inside, other=0.0), up_total, input_precision="ieee")
-    _finish(total, up_total, bias, out, N, M, 16, BLOCK_N, GATED, ADD)
+    _finish(total, up_total, bias, out, N, M, ROWS, BLOCK_N, GATED, ADD)
 
 
 def skinny_linear(
@@ -181,7 +182,7 @@ def skinny_linear(
     overlap: bool = False,
     tiling: Tiling | None = None,
 ) -> None:
-    """out = x @ weight.T + bias. x: [M, K], M <= 16; weight: [N, K]; bias: [N]; out: [M, N]; all contiguous.
+    """out = x @ weight.T + bias. x: [M, K], M <= 32; weight: [N, K]; bias: [N]; out: [M, N]; all contiguous.
 
     norm: weight [K] and epsilon of an RMSNorm of x that comes first; not with tensor cores, and K in one tile.
     gated: out, [M, N / 2], is silu(gate) * up, of which the first and the last N / 2 columns consist.
@@ -197,7 +198,8 @@ def skinny_linear(
     tile = (chosen.block_n, chosen.block_k)
     if chosen.num_stages:
         stages = chosen.num_stages
-        _dot[grid](x, weight, bias, out, columns, rows, k, *tile, stages, gated, add, overlap, **launched)
+        shape = (columns, rows, k, max(16, triton.next_power_of_2(rows)))
+        _dot[grid](x, weight, bias, out, *shape, *tile, stages, gated, add, overlap, **launched)
         return
     padded = triton.next_power_of_2(rows)
     scale, eps = norm or (None, 0.0)
@@ -208,7 +210,7 @@ def skinny_linear(
 def choose(rows: int, columns: int, k: int, gated: bool, normed: bool) -> Tiling:
     """The best, or nearly, of those tried on an H100: docs/log.md."""
     if rows > MULTIPLIED:
-        return Tiling(16, 256, 4, 5)
+        return Tiling(32, 128, 4, 5)
     block_k = triton.next_power_of_2(k)
     if block_k > 4096:
         return Tiling(1 if gated else 2, block_k, 8) if normed else Tiling(4, 2048, 4)

@@ -158,10 +158,11 @@ class CudaRunner:
         self._buffer.write(arrays, layout)
         self._mixed.launch(padded)
         if arrays.num_samples:
-            # The head takes long enough to hide these launches, and here its rows are as many as are needed.
+            # As many rows as some decode step has: what the head needs for others would be loaded here, in mid-service.
+            rows = self._decode.size_for(arrays.num_samples)
+            assert rows is not None
             views = self._buffer.views(layout)
-            last = self._hidden.index_select(0, views.samples[: arrays.num_samples])
-            self._sample(self._model.norm(last), views, arrays.num_samples)
+            self._sample(self._model.norm(self._hidden.index_select(0, views.samples[:rows])), views, rows)
 
     def _run_decode(self, size: int) -> None:
         views = self._buffer.views(Layout(size, size, False))

@@ -9,3 +9,8 @@ import torch
 def one_thread() -> None:
     torch.set_num_threads(1)
     numba.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

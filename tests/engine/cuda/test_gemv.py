@@ -22,8 +22,9 @@ def drawn(rows: int, columns: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def close(out: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(out.cpu().double(), expected.double(), rtol=2 * BF16, atol=2 * BF16)
+def close(out: Tensor, expected: Tensor, roundings: int = 2) -> None:
+    bound = roundings * BF16
+    torch.testing.assert_close(out.cpu().double(), expected.double(), rtol=bound, atol=bound)
 
 
 def poisoned(rows: int, columns: int) -> Tensor:
@@ -31,7 +32,7 @@ def poisoned(rows: int, columns: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tiling", TILINGS)
-@pytest.mark.parametrize(("rows", "columns", "k"), [(1, 48, 256), (2, 37, 192), (5, 40, 200), (16, 64, 96)])
+@pytest.mark.parametrize(("rows", "columns", "k"), [(1, 48, 256), (2, 37, 192), (5, 40, 200), (29, 64, 96)])
 def test_linear(rows: int, columns: int, k: int, tiling: Tiling) -> None:
     x, weight, bias = drawn(rows, columns, k)
     out = poisoned(rows, columns)
@@ -79,7 +80,7 @@ def test_norm_that_comes_first(rows: int, gated: bool) -> None:
     normed = F.rms_norm(3 * x.double(), (200,), scale.double(), EPS)
     expected = F.linear(normed, weight.double())
     gate, up = expected.chunk(2, dim=1)
-    close(out, F.silu(gate) * up if gated else expected)
+    close(out, F.silu(gate) * up if gated else expected, roundings=4)  # x too, and gate and up
 
 
 @pytest.mark.parametrize(("columns", "k"), [(96, 64), (40, 1024), (24, 3072)])
