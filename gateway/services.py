@@ -39,7 +39,7 @@ class HttpSettings:
     max_queued: int = 512  # sequences of one request that the engine is given at a time, and their prompts' tokens:
     max_queued_tokens: int = 1 << 19  # a part of what its queue holds, for that may have room left for others
     tokenize_threads: int = 2
-    inline_chars: int = 512  # texts up to this length are tokenised on the event loop
+    inline_chars: int = 1024  # texts up to this length are tokenised on the event loop
     retry_after_s: float = 1.0  # stated where nobody has a better estimate
     allow_origins: tuple[str, ...] = ()  # of CORS; empty: CORS is off
     metrics_auth: bool = True  # /metrics asks for a key, where there are keys
