@@ -141,7 +141,7 @@ def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int]
 
 
 def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
-    """None: the kernels of engine/cuda. auto: those on Nvidia GPUs; on CPUs the compiled kernel, for the types that it
+    """None: the kernels of engine/cuda. auto: those, where they run; on CPUs the compiled kernel, for the types that it
     reads; plain torch elsewhere."""
     device = host.device.type
     compiled = device == "cpu" and host.dtype in (torch.float32, torch.bfloat16)
@@ -150,9 +150,12 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
         raise ModelRefused(
             f"--attention numba is for float32 and bfloat16 on CPUs, not for {dtype} on {device}; use --attention sdpa"
         )
-    if name == "triton" and device != "cuda":
-        raise ModelRefused(f"--attention triton is for CUDA devices, not for {device}; use --attention sdpa")
-    if name == "triton" or (name == "auto" and device == "cuda"):
+    if name == "triton" and not host.runs_triton:
+        raise ModelRefused(
+            f"--attention triton does not run on {host.description}: it needs an Nvidia GPU of compute capability 8.0 or "
+            "more and the package triton; use --attention sdpa"
+        )
+    if name == "triton" or (name == "auto" and host.runs_triton):
         return None
     if name == "numba" or (name == "auto" and compiled):
         from engine.attention.paged_numba import NumbaAttention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from engine.errors import ModelRefused
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags of native bfloat16 products, x86 and Arm
+OLDEST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and copies past registers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,6 +25,7 @@ class Host:
     dtype: torch.dtype
     threads: int
     description: str
+    runs_triton: bool = False  # the kernels of engine/cuda can be compiled for it
 
 
 def choose_host(device: str, dtype: str, threads: int) -> Host:
@@ -36,7 +39,7 @@ def choose_host(device: str, dtype: str, threads: int) -> Host:
         kind = torch.bfloat16 if cpu_flags() & BF16_FLAGS else torch.float32
     else:
         kind = torch.bfloat16 if chosen.type == "cuda" else torch.float32
-    return Host(chosen, kind, num_threads, _describe(chosen, num_threads))
+    return Host(chosen, kind, num_threads, _describe(chosen, num_threads), _runs_triton(chosen))
 
 
 def _device(name: str) -> torch.device:
@@ -51,6 +54,12 @@ def _device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ModelRefused("device 'mps' is not there")
     return device
+
+
+def _runs_triton(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= OLDEST_CAPABILITY
 
 
 def _describe(device: torch.device, threads: int) -> str:

@@ -100,3 +100,11 @@ def test_the_compiled_kernel_is_refused_for_a_type_it_does_not_read() -> None:
     with pytest.raises(ModelRefused, match=r"--attention numba is for .* not for float16 on cpu"):
         choose_attention("numba", host)
     assert choose_attention("auto", host).name == "sdpa"
+
+
+def test_kernels_for_gpus_are_chosen_where_they_run_and_refused_elsewhere() -> None:
+    old = Host(torch.device("cuda"), torch.float16, 1, "cuda (an old card)")
+    assert choose_attention("auto", old).name == "sdpa"
+    with pytest.raises(ModelRefused, match=r"--attention triton does not run on cuda .* use --attention sdpa"):
+        choose_attention("triton", old)
+    assert choose_attention("auto", Host(torch.device("cuda"), torch.bfloat16, 1, "cuda (a new card)", True)) is None
