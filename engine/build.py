@@ -152,8 +152,8 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
         )
     if name == "triton" and not host.runs_triton:
         raise ModelRefused(
-            f"--attention triton does not run on {host.description}: it needs an Nvidia GPU of compute capability 8.0 or "
-            "more and the package triton; use --attention sdpa"
+            f"--attention triton does not run on {host.description}: it needs the package triton and an Nvidia GPU of "
+            "compute capability 8.0 or more; use --attention sdpa"
         )
     if name == "triton" or (name == "auto" and host.runs_triton):
         return None
