@@ -19,6 +19,7 @@ from engine.flights import Executor
 from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
+from engine.models import products
 from engine.models.decoder import Decoder
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights, num_weights
@@ -116,6 +117,9 @@ def _build_portable(
     weights: Weights,
     phases: Phases,
 ) -> Parts:
+    if products.can_pack(host.device, host.dtype):
+        with phases.phase("packing weights"):
+            products.pack(weights)
     with phases.phase("allocating the KV cache"):
         limits, cache = _allocate_cache(config, checkpoint, host, 0)
     decoder = Decoder(checkpoint.spec, weights, cache, attention, limits.max_model_len, checkpoint.rope_factors)
@@ -260,7 +264,7 @@ def _ready(
         num_blocks=cache.num_blocks,
         max_seqs=limits.max_seqs,
         max_step_tokens=limits.max_step_tokens,
-        num_parameters=weights.num_parameters,
+        num_parameters=num_weights(checkpoint.spec),
         weights_bytes=weights.num_bytes,
         kv_cache_bytes=cache.num_bytes,
         working_bytes=working,

@@ -12,6 +12,7 @@ from engine.attention.base import AttentionBackend
 from engine.batch import BatchView
 from engine.kvcache import KVCache
 from engine.models import rope
+from engine.models.products import linear
 from engine.models.spec import ModelSpec
 from engine.models.weights import LayerWeights, Weights
 
@@ -54,7 +55,7 @@ class Decoder:
     @torch.inference_mode()
     def head(self, x: Tensor) -> Tensor:
         """Logits, float32 [rows, vocab], of hidden states before the final norm."""
-        return F.linear(self.norm(x), self.weights.head).float()
+        return linear(self.norm(x), self.weights.head).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.spec.norm_eps)
@@ -62,7 +63,7 @@ class Decoder:
     def _attend(self, index: int, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor, meta: Any) -> Tensor:
         spec = self.spec
         rows = x.shape[0]
-        qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(rows, -1, spec.head_dim)
+        qkv = linear(x, layer.qkv, layer.qkv_bias).view(rows, -1, spec.head_dim)
         qk, v = torch.split(qkv, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
@@ -71,8 +72,8 @@ class Decoder:
             qk = rope.rotate(qk, cos, sin)
         q, k = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
         out = self.attention.run(q, k, v, self.cache.layers[index], meta, spec.head_dim**-0.5, spec.window(index))
-        return F.linear(out.reshape(rows, spec.q_size), layer.o, layer.o_bias)
+        return linear(out.reshape(rows, spec.q_size), layer.o, layer.o_bias)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        gate, up = linear(x, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        return linear(F.silu(gate) * up, layer.down, layer.down_bias)
