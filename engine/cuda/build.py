@@ -22,7 +22,7 @@ from scheduler.types import Limits
 
 LEAST_SPLIT = SPLIT // 2
 MOST_TILES = 4096  # of decode attention, beside one for each sequence: a million keys
-GRAPH_BYTES = 6 << 20  # that the driver keeps of a captured step
+GRAPH_BYTES = 6 << 20  # allowed for what the driver keeps of a captured step; not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ def make_runner(model: Model, cache: KVCache, limits: Limits) -> CudaRunner:
 
 
 def working_bytes(model: Model, limits: Limits, dtype: torch.dtype) -> int:
-    """Of tables, activations and graphs. The steps that measure it also compile the kernels."""
+    """Of tables, activations and graphs: measured, but for an allowance of GRAPH_BYTES for each graph. The steps that
+    measure it also compile the kernels."""
     device = model.weights.embed.device
     before = _emptied(device)
     cache = kvcache.allocate(model.spec, kvcache.RESERVED_BLOCKS, limits.block_size, dtype, device)

@@ -11,7 +11,7 @@ What surrounds a product can be done in the same launch: the norm of x before it
 of the weight belong to one program) or the sum with the residual after it. Results do not depend on other rows, nor on
 the order in which programs run. Values are rounded where separate kernels would round them.
 
-Of one row on an H100, of its copy bandwidth of 3.03 TB/s: 8B's qkv 90 %, o 87, gate and up 100, down 92, head 104.
+Of one row on an H100, of its copy bandwidth of 3.03 TB/s: 8B's qkv 90 %, o 84, gate and up 100, down 92, head 104.
 
 With `overlap` (engine/cuda/launch.py) the first tile of weights is asked for before x is waited for.
 """
