@@ -56,8 +56,8 @@ fmt: .venv/.developed ## format and sort imports
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-bench: .venv/.developed ## load figures of our server on this machine
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+bench: .venv/.developed ## our server on this CPU beside the peers that are installed (ARGS="--peers none --rounds 1")
+	$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 fuzz: .venv/.developed ## 20,000 requests made from our own /openapi.json, right and wrong (ARGS="--requests 1000 --seed 2")
 	$(BIN)/python -m tests.fuzz $(ARGS)

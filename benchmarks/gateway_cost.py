@@ -29,9 +29,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.cpu_servers import wait_ready
 from benchmarks.lean_client import Seen, Work, body, drive
 from benchmarks.load import WORDS
-from benchmarks.serving import wait_ready
 
 MODEL = "SmolLM2-135M-Instruct"  # of which only the tokenizer is used
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
