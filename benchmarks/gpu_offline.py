@@ -1,4 +1,4 @@
-"""Offline workloads of one model shape, in one engine: W1, batches of 128 in and 256 out, prompts alone.
+"""Offline workloads of one model shape, in one engine: W1, batches of 128 in and 256 out, prompts alone, long ones.
 
 W1: output tokens over the wall time from submission to the last token.
 Batches, ms_step: over the steps that decode the whole batch, from the end of the first to the end of the last, divided
@@ -26,11 +26,12 @@ class OfflineSizes:
     batch_in: int
     batch_out: int
     prefill: tuple[int, int]  # prompts, tokens of each
+    long: tuple[int, int]  # prompts, tokens of each: long enough for attention to weigh
     profiled: tuple[int, ...] = ()  # batches whose kernels are listed
 
 
-OFFLINE = OfflineSizes((256, 100, 1024), (0, 1), (1, 32, 128), 128, 256, (64, 1024), (1, 32, 256))
-OFFLINE_TINY = OfflineSizes((8, 10, 40), (0,), (1, 4), 16, 8, (4, 64), (2,))
+OFFLINE = OfflineSizes((256, 100, 1024), (0, 1), (1, 32, 128), 128, 256, (64, 1024), (2, 32_000), (1, 32, 256))
+OFFLINE_TINY = OfflineSizes((8, 10, 40), (0,), (1, 4), 16, 8, (4, 64), (2, 100), (2,))
 
 
 def measure(engine: LocalEngine, sizes: OfflineSizes, report: Report, profile: bool) -> None:
@@ -45,7 +46,8 @@ def measure(engine: LocalEngine, sizes: OfflineSizes, report: Report, profile: b
     report.attempt("w1", lambda: _w1(engine, w1(*sizes.w1, seed=sizes.w1_seeds[0])), 20)
     for num in sizes.batches:
         report.attempt(f"batch {num}", lambda num=num: _best(batch(num), batch(num)), 5)
-    report.attempt("prefill", lambda: _best_prefill(engine, sizes, (next(seeds), next(seeds))), 5)
+    report.attempt("prefill", lambda: _best_prefill(engine, sizes.prefill, (next(seeds), next(seeds))), 5)
+    report.attempt("long prompts", lambda: _best_prefill(engine, sizes.long, (next(seeds), next(seeds))), 10)
     for seed in sizes.w1_seeds[1:]:
         report.attempt(f"w1 seed {seed}", lambda seed=seed: _w1(engine, w1(*sizes.w1, seed=seed)), 30)
     if profile:
@@ -106,8 +108,8 @@ def _best(*runs: dict[str, Any]) -> dict[str, Any]:
     return {**best, "runs_ms_step": [run["ms_step"] for run in runs]}
 
 
-def _best_prefill(engine: LocalEngine, sizes: OfflineSizes, seeds: tuple[int, ...]) -> dict[str, Any]:
-    num, length = sizes.prefill
+def _best_prefill(engine: LocalEngine, size: tuple[int, int], seeds: tuple[int, ...]) -> dict[str, Any]:
+    num, length = size
     speeds = []
     for seed in seeds:
         run = engine.run(_jobs(fixed(num, length, 1, seed)))

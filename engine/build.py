@@ -86,13 +86,13 @@ def _build(
         parts = _build_cuda(config, host, checkpoint, weights, phases)
     else:
         parts = _build_portable(config, host, attention, checkpoint, weights, phases)
-    limits, cache, runner, working = parts
+    limits, cache, runner, name, working = parts
     scheduler = Scheduler(limits, BlockPool(cache.num_blocks, limits.block_size), time.monotonic)
-    name = "triton" if attention is None else attention.name
     return scheduler, runner, _ready(checkpoint, host, weights, limits, cache, name, working, phases)
 
 
-Parts = tuple[Limits, KVCache, Executor, int]  # and bytes of what else the device holds, where that was measured
+# And the name of its attention; bytes of what else the device holds, where that was measured.
+Parts = tuple[Limits, KVCache, Executor, str, int]
 
 
 def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Weights, phases: Phases) -> Parts:
@@ -106,7 +106,7 @@ def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weight
     runner = cuda.make_runner(model, cache, limits)
     with phases.phase("capturing graphs") as report:
         runner.capture(report)
-    return limits, cache, runner, working
+    return limits, cache, runner, runner.attention, working
 
 
 def _build_portable(
@@ -128,7 +128,7 @@ def _build_portable(
     runner = Runner(decoder, rows, limits.block_size, host.device)
     with phases.phase("warming up"):
         warm_up(runner, limits.block_size)
-    return limits, cache, runner, 0
+    return limits, cache, runner, attention.name, 0
 
 
 def _set_threads(host: Host) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine import kvcache
+from engine.cuda import flash
 from engine.cuda.attention import workspace
 from engine.cuda.decoder import CudaDecoder
 from engine.cuda.runner import CudaRunner
@@ -38,7 +39,8 @@ def make_runner(model: Model, cache: KVCache, limits: Limits) -> CudaRunner:
     tables = DeviceTables(limits.max_seqs, -(-limits.max_model_len // limits.block_size), device)
     # A single token anywhere in a step is a tile of decode.
     space = workspace(max_tiles, max_tokens(limits), spec.num_heads, spec.num_kv_heads, spec.head_dim, device)
-    decoder = CudaDecoder(spec, model.weights, cache, tables, space, limits, model.rope_factors)
+    flashed = flash.load(spec, limits, cache.layers[0])
+    decoder = CudaDecoder(spec, model.weights, cache, tables, space, limits, model.rope_factors, flashed)
     return CudaRunner(decoder, tables, limits, max_tiles)
 
 

@@ -18,6 +18,9 @@ Nothing here waits for the device or looks at its values, so every step of one s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +28,7 @@ from torch import Tensor
 from engine.cuda.activation import silu_mul
 from engine.cuda.attention import Rope, Workspace, decode_attention
 from engine.cuda.embed import embed
+from engine.cuda.flash import FlashAttention
 from engine.cuda.gemv import MAX_ROWS, skinny_linear
 from engine.cuda.norm import rms_norm
 from engine.cuda.prefill import prefill_attention
@@ -50,10 +54,12 @@ class CudaDecoder:
         workspace: Workspace,
         limits: Limits,
         rope_factors: Tensor | None = None,
+        flash: FlashAttention | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.cache = cache
+        self.flash = flash
         self._tables = tables
         self._workspace = workspace
         device = weights.embed.device
@@ -137,7 +143,11 @@ class CudaDecoder:
             rope_write(
                 qkv, *places, cache, self._cos, self._sin, layer.q_norm, layer.k_norm, spec.norm_eps, rotates, overlap
             )
-            prefill_attention(q, cache, *places, step.prefill, step.counts, out, scale, window, overlap=overlap)
+            if self.flash is not None and step.run_tokens is not None:
+                span = step.run_tokens
+                out[span] = self.flash(q[span], cache, tables, step.runs, scale, window)
+            else:
+                prefill_attention(q, cache, *places, step.prefill, step.counts, out, scale, window, overlap=overlap)
         decoded = (q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window)
         decode_attention(*decoded, rope=None if len(step.prefill) else rope, overlap=overlap)
         return out.view(-1, spec.q_size)
@@ -145,6 +155,24 @@ class CudaDecoder:
 
 def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """residual += x @ weight.T + bias, in the product's own launch: one reading and one writing of it less."""
-    residual.addmm_(x, weight.t())
+    with _blas_for(weight, len(x)):
+        residual.addmm_(x, weight.t())
     if bias is not None:
         residual.add_(bias)
+
+
+@contextmanager
+def _blas_for(weight: Tensor, num_rows: int) -> Iterator[None]:
+    """cuBLASLt where it is the faster of the two: long sums of large products at a few hundred rows. On an H100, down
+    of 8B at 32 / 128 / 224 / 384 rows: 48.2 / 56.6 / 62.9 / 93.7 µs by cuBLAS, 46.2 / 47.7 / 54.3 / 63.6 by cuBLASLt.
+    Other products, and other numbers of rows, take the same time or up to 9 % longer."""
+    out_features, in_features = weight.shape
+    if not (weight.is_cuda and 32 <= num_rows <= 384 and in_features >= 2 * out_features and weight.numel() >= 1 << 25):
+        yield
+        return
+    before = torch.backends.cuda.preferred_blas_library()
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)

@@ -2,17 +2,17 @@
 
     kept:   logit > lowest,   or   logit == lowest and id <= last
 
-A program takes a sampled row. Logits become integers that sort alike; the one at the cut is found by halving the range
-of these integers, each time with one pass over the row, which lies in L2:
+A program takes a sampled row. Logits become integers that sort alike; the one at the cut is found by quartering their
+range, each time with three cuts and one pass over the row, which lies in L2:
 
     top_k   largest c that at least k logits reach                               -> count of logits  >= c
     top_p   smallest c above which the mass, of the k if there is one, is < p    -> mass of logits   >= c
     min_p   highest logit + temperature * log(min_p), whichever is higher
 
-bfloat16 has 16 bits, so at most 16 passes for each of the two; float32 32. Among equals the lower ids stay, as in
+bfloat16 has 16 bits, so at most 8 passes for each of the two; float32 16. Among equals the lower ids stay, as in
 engine/sampler.py, which sorts, and is the oracle.
 
-On an H100, up to 132 rows of 151,936 ids in bfloat16: top_k 0.32 ms, with top_p 0.45, min_p alone 0.02.
+On an H100, up to 132 rows of 151,936 ids in bfloat16: top_k 0.19 ms, with top_p 0.28, min_p alone 0.02.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK, NUM_WARPS = 8192, 16
+CHUNK, NUM_WARPS = 8192, 32
 LAST_ID = tl.constexpr(0x7FFFFFFF)
 LOG2_E = tl.constexpr(1.4426950408889634)
 COLDEST = tl.constexpr(1e-30)
@@ -83,23 +83,52 @@ def _highest(logits, vocab: tl.constexpr, IDLE: tl.constexpr, CHUNK: tl.constexp
 
 
 @triton.jit
-def _count_from(logits, cut, vocab: tl.constexpr, IDLE: tl.constexpr, CHUNK: tl.constexpr):
-    """How many logits reach the cut."""
-    count = tl.zeros([CHUNK], tl.int32)
-    for start in range(0, vocab, CHUNK):
-        _, key = _load(logits, start + tl.arange(0, CHUNK), vocab, IDLE)
-        count += (key >= cut).to(tl.int32)
-    return tl.sum(count, axis=0)
+def _cuts(low, quarter):
+    """Three, in the keys' own type: wider ones cost the passes a third of their speed. None lies above what can be."""
+    high = tl.full((), 0x7FFFFFFF, tl.int64)
+    a, b, c = low + quarter, low + 2 * quarter, low + 3 * quarter
+    return tl.minimum(a, high).to(tl.int32), tl.minimum(b, high).to(tl.int32), tl.minimum(c, high).to(tl.int32)
 
 
 @triton.jit
-def _mass_from(logits, cut, top, rate, vocab: tl.constexpr, IDLE: tl.constexpr, CHUNK: tl.constexpr):
+def _counts_from(logits, low, quarter, vocab: tl.constexpr, IDLE: tl.constexpr, CHUNK: tl.constexpr):
+    """How many logits reach low + quarter, low + 2 quarter, low + 3 quarter."""
+    first, second, third = _cuts(low, quarter)
+    a, b, c = tl.zeros([CHUNK], tl.int32), tl.zeros([CHUNK], tl.int32), tl.zeros([CHUNK], tl.int32)
+    for start in range(0, vocab, CHUNK):
+        _, key = _load(logits, start + tl.arange(0, CHUNK), vocab, IDLE)
+        a += (key >= first).to(tl.int32)
+        b += (key >= second).to(tl.int32)
+        c += (key >= third).to(tl.int32)
+    return tl.sum(a, axis=0), tl.sum(b, axis=0), tl.sum(c, axis=0)
+
+
+@triton.jit
+def _masses_from(logits, low, quarter, top, rate, vocab: tl.constexpr, IDLE: tl.constexpr, CHUNK: tl.constexpr):
     """Their probabilities, times a number that is the same in every pass."""
-    mass = tl.zeros([CHUNK], tl.float32)
+    first, second, third = _cuts(low, quarter)
+    a, b, c = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
     for start in range(0, vocab, CHUNK):
         logit, key = _load(logits, start + tl.arange(0, CHUNK), vocab, IDLE)
-        mass += tl.where(key >= cut, tl.exp2((logit - top) * rate), 0.0)
-    return tl.sum(mass, axis=0)
+        mass = tl.exp2((logit - top) * rate)
+        a += tl.where(key >= first, mass, 0.0)
+        b += tl.where(key >= second, mass, 0.0)
+        c += tl.where(key >= third, mass, 0.0)
+    return tl.sum(a, axis=0), tl.sum(b, axis=0), tl.sum(c, axis=0)
+
+
+@triton.jit
+def _narrowed(low, high, above, quarter, wanted, a, b, c):
+    """The quarter in which what reaches a cut falls below what is wanted, and what reaches its upper end."""
+    if a < wanted:
+        high, above = low + quarter, a
+    elif b < wanted:
+        low, high, above = low + quarter, low + 2 * quarter, b
+    elif c < wanted:
+        low, high, above = low + 2 * quarter, low + 3 * quarter, c
+    else:
+        low = low + 3 * quarter
+    return low, high, above
 
 
 @triton.jit
@@ -153,29 +182,24 @@ def _bound(
         if by_k:
             above = 0  # of top_k, those that reach high
             while high - low > 1:
-                middle = (low + high) >> 1
-                count = _count_from(logits, middle, vocab, IDLE, CHUNK)
-                if count >= top_k:
-                    low = middle
-                else:
-                    high, above = middle, count
+                quarter = (high - low + 3) >> 2
+                a, b, c = _counts_from(logits, low, quarter, vocab, IDLE, CHUNK)
+                low, high, above = _narrowed(low, high, above, quarter, top_k, a, b, c)
             room = top_k - above
         if by_p:
             edge = _value(low, IDLE)
+            start = low  # of what the total is taken
             if by_k:
-                total = _mass_from(logits, high, top, rate, vocab, IDLE, CHUNK)
+                start = high
+            total, _, _ = _masses_from(logits, start, 0, top, rate, vocab, IDLE, CHUNK)
+            if by_k:
                 total += room * tl.exp2((edge - top) * rate)
-            else:
-                total = _mass_from(logits, low, top, rate, vocab, IDLE, CHUNK)
             wanted = top_p * total
             cut, high, above_mass = low, top_key.to(tl.int64) + 1, 0.0  # less than what is wanted reaches high
             while high - cut > 1:
-                middle = (cut + high) >> 1
-                mass = _mass_from(logits, middle, top, rate, vocab, IDLE, CHUNK)
-                if mass < wanted:
-                    high, above_mass = middle, mass
-                else:
-                    cut = middle
+                quarter = (high - cut + 3) >> 2
+                a, b, c = _masses_from(logits, cut, quarter, top, rate, vocab, IDLE, CHUNK)
+                cut, high, above_mass = _narrowed(cut, high, above_mass, quarter, wanted, a, b, c)
             each = tl.exp2((_value(cut, IDLE) - top) * rate)
             fitting = tl.minimum(tl.maximum(tl.ceil((wanted - above_mass) / each), 1.0), 1e9).to(tl.int32)
             room = tl.where(cut > low, fitting, tl.minimum(room, fitting))

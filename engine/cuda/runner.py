@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.cuda import step as steps
 from engine.cuda.decoder import CudaDecoder
 from engine.cuda.filters import bounds, find_bounds
+from engine.cuda.flash import LEAST_PAIRS
 from engine.cuda.graphs import Graphs, decode_sizes, mixed_sizes
 from engine.cuda.hosted import HostedRows
 from engine.cuda.sampling import sample_plain, scratch
@@ -56,7 +57,7 @@ class CudaRunner:
         self._device, dtype, vocab = embed.device, embed.dtype, model.spec.vocab_size
         self._max_seqs = limits.max_seqs
         self.max_tokens = steps.max_tokens(limits)
-        largest = Layout(self.max_tokens, limits.max_seqs, True)
+        largest = Layout(self.max_tokens, limits.max_seqs, True, limits.max_seqs)
         self._buffer = StepBuffer(largest, max_tiles, tables.padding_row, self._device)
         self._hidden = torch.zeros(self.max_tokens, model.spec.hidden, dtype=dtype, device=self._device)
         self._logits = torch.zeros(limits.max_seqs, vocab, dtype=dtype, device=self._device)
@@ -80,6 +81,11 @@ class CudaRunner:
     @property
     def ahead(self) -> int:
         return 0 if self._hosted else 1
+
+    @property
+    def attention(self) -> str:
+        """Whose kernels."""
+        return "triton" if self._model.flash is None else "triton, flash-attn-4 for long prompts"
 
     # --- start ---
 
@@ -152,11 +158,16 @@ class CudaRunner:
                 self._tables.extend(work.slot, work.new_blocks)
 
     def _launch_mixed(self, arrays: StepArrays) -> None:
-        size = self._mixed.size_for(arrays.num_tokens)
+        flash = self._model.flash is not None and arrays.num_pairs >= LEAST_PAIRS
+        size = None if flash else self._mixed.size_for(arrays.num_tokens)
         padded = size or steps.rounded(arrays.num_tokens)
-        layout = Layout(padded, self._max_seqs, True)
+        layout = Layout(padded, self._max_seqs, True, arrays.num_runs if flash else 0)
         self._buffer.write(arrays, layout)
-        self._mixed.launch(padded)
+        if flash:
+            views = replace(self._buffer.views(layout), run_tokens=arrays.run_tokens)
+            self._model.forward(views, self._hidden[:padded])
+        else:
+            self._mixed.launch(padded)
         if arrays.num_samples:
             # As many rows as some decode step has: what the head needs for others would be loaded here, in mid-service.
             rows = self._decode.size_for(arrays.num_samples)

@@ -1,10 +1,10 @@
 """One step's plan as integers: laid out on the host, copied in one go to where kernels and graphs read it.
 
-    counts | ids | rows | positions | samples | prefill tiles | decode tiles
-    8      | T   | T    | T         | S       | T + 2         | 8 for each      (int32)
+    counts | ids | rows | positions | samples | prefill tiles | runs        | decode tiles
+    8      | T   | T    | T         | S       | T + 2         | 3 * (R + 1) | 8 for each      (int32)
 
-A step is padded to T tokens and S samples, so that a captured graph of that size fits it. Tiles of
-decode come last: only as many as there are travel.
+A step is padded to T tokens and S samples, so that a captured graph of that size fits it; R runs are there for
+engine/cuda/flash.py, in steps that are in no graph. Tiles of decode come last: only as many as there are travel.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class StepArrays:
     decode: Ints  # [D, TILE_INTS]
     prefill: Ints  # [P, 2]: first token, how many
     split: int  # keys of a decode tile
+    runs: Ints  # [3, R + 1]: first tokens and the end, counted from run_tokens.start; keys; rows
+    run_tokens: slice  # of the first work of several tokens, and all that follow
+    num_pairs: int  # of a token of a run and a key of its row
 
     @property
     def num_tokens(self) -> int:
@@ -59,6 +62,10 @@ class StepArrays:
     @property
     def num_samples(self) -> int:
         return len(self.samples)
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs[0]) - 1
 
     @property
     def is_decode(self) -> bool:
@@ -76,7 +83,9 @@ class StepTensors:
     positions: Tensor
     samples: Tensor
     prefill: Tensor
+    runs: Tensor  # [3, R + 1]
     decode: Tensor  # flat
+    run_tokens: slice | None = None  # where FlashAttention is to attend for the runs
 
 
 def arrays(works: list[Work], prompts: dict[int, Ints], tiling: Tiling) -> StepArrays:
@@ -100,7 +109,13 @@ def arrays(works: list[Work], prompts: dict[int, Ints], tiling: Tiling) -> StepA
     split = split_for(ends_at[alone], tiling.kv_heads, tiling.max_decode_tiles)
     decode = decode_tiles(begins[alone], slots[alone], ends_at[alone], split)
     prefill = prefill_tiles(begins[many], counts[many], starts[many], tiling.group, tiling.prefill_rows)
-    return StepArrays(ids, rows, positions, samples, decode, prefill, split)
+    first = int(many.argmax()) if many.any() else len(works)
+    span = slice(int(begins[first]) if first < len(works) else len(rows), len(rows))
+    runs = np.zeros((3, len(works) - first + 1), np.int32)
+    runs[0, :-1], runs[0, -1] = begins[first:] - span.start, span.stop - span.start
+    runs[1, :-1], runs[2, :-1] = ends_at[first:], slots[first:]
+    pairs = int(np.dot(counts[first:].astype(np.int64), ends_at[first:]))
+    return StepArrays(ids, rows, positions, samples, decode, prefill, split, runs, span, pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +126,16 @@ class Layout:
     num_tokens: int
     num_samples: int
     has_prefill: bool
+    num_runs: int = 0
 
     @property
     def parts(self) -> list[slice]:
-        """Of counts, ids, rows, positions, samples, prefill tiles; the tiles of decode follow."""
+        """Of counts, ids, rows, positions, samples, prefill tiles, runs; the tiles of decode follow."""
         tokens, samples = self.num_tokens, self.num_samples
         prefill = tokens + 2 if self.has_prefill else 0  # 2 a tile; no run of n > 1 has more than n / 2
         at, found = 0, []
-        for size in (NUM_COUNTS, tokens, tokens, tokens, samples, prefill):
+        runs = 3 * (self.num_runs + 1)
+        for size in (NUM_COUNTS, tokens, tokens, tokens, samples, prefill, runs):
             found.append(slice(at, at + size))
             at += -(-size // ALIGN) * ALIGN
         return [*found, slice(at, None)]
@@ -138,14 +155,14 @@ class StepBuffer:
         self._hosts = Hosts(size, device)
 
     def views(self, layout: Layout) -> StepTensors:
-        counts, ids, rows, positions, samples, prefill, decode = (self._device[part] for part in layout.parts)
-        return StepTensors(counts, ids, rows, positions, samples, prefill.view(-1, 2), decode)
+        counts, ids, rows, positions, samples, prefill, runs, decode = (self._device[part] for part in layout.parts)
+        return StepTensors(counts, ids, rows, positions, samples, prefill.view(-1, 2), runs.view(3, -1), decode)
 
     def write(self, plan: StepArrays, layout: Layout) -> None:
         """Enqueues the copy of a plan, padded to the layout."""
         used = layout.end + plan.decode.size
         with self._hosts.filling(used, self._device) as host:
-            counts, ids, rows, positions, samples, prefill, decode = (host[part] for part in layout.parts)
+            counts, ids, rows, positions, samples, prefill, runs, decode = (host[part] for part in layout.parts)
             counts[:] = 0
             counts[:4] = len(plan.prefill), len(plan.decode), plan.num_tokens, plan.num_samples
             counts[SPLIT_AT] = plan.split
@@ -154,6 +171,8 @@ class StepBuffer:
             _pad(positions, plan.positions, 0)
             _pad(samples, plan.samples, 0)
             prefill[: plan.prefill.size] = plan.prefill.reshape(-1)
+            if layout.num_runs:
+                runs[:] = plan.runs.reshape(-1)
             decode[: plan.decode.size] = plan.decode.reshape(-1)
 
 
