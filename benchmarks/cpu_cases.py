@@ -58,11 +58,11 @@ def chosen(names: Sequence[str]) -> list[Case]:
 
 
 def streams_sweep(levels: Sequence[int]) -> list[Case]:
-    return [Case(f"{STREAMS}{num}", f"sweep: {num} streams", Workload(num, max(4, 2 * num))) for num in levels]
+    return [Case(f"{STREAMS}{num}", f"sweep: streams {num}", Workload(num, max(4, 2 * num))) for num in levels]
 
 
 def contexts_sweep(lengths: Sequence[int]) -> list[Case]:
     return [
-        Case(f"{CONTEXT}{num}", f"sweep: 1 stream after {num:,}", Workload(1, 3, input_len=num, output_len=32))
+        Case(f"{CONTEXT}{num}", f"sweep: context {num:,}", Workload(1, 3, input_len=num, output_len=32))
         for num in lengths
     ]
