@@ -14,8 +14,11 @@ $(BIN)/python:
 	@# Debian's python3 can lack ensurepip, and leaves half an environment that must not look like a whole one.
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-.venv/.installed: pyproject.toml | $(BIN)/python
+NATIVE := setup.py $(wildcard engine/native/*.cpp engine/native/*.hpp)
+
+.venv/.installed: pyproject.toml $(NATIVE) | $(BIN)/python
 	@echo "installing into .venv; the first time this takes minutes" >&2
+	@command -v c++ >/dev/null || echo "make: there is no C++ compiler: quantised models will run three times slower; on Debian and Ubuntu: apt install g++, then make clean" >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from engine.flights import Executor
 from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
+from engine.loaders.gguf import GgufCheckpoint
 from engine.models import products
 from engine.models.decoder import Decoder
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights, num_weights
+from engine.native import library
+from engine.native import weights as native_weights
+from engine.native.decoder import NativeDecoder
 from engine.rows import RowTable
 from engine.runner import Runner
 from scheduler.blocks import BlockPool
@@ -31,6 +36,7 @@ from scheduler.protocol import EngineConfig, Ready
 from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
 
+log = logging.getLogger("headrace.engine")
 Report = Callable[[str, int, int], None]  # phase, done, total
 CPU_SEQS, GPU_SEQS = 64, 256
 CPU_STEP_TOKENS = 256
@@ -80,19 +86,29 @@ def _build(
     phases: Phases,
 ) -> tuple[Scheduler, Executor, Ready]:
     _check_weights_fit(config, checkpoint.spec, host)
-    with phases.phase("loading weights") as report:
-        weights = load_weights(checkpoint, host, report)
-    if attention is None:
-        parts = _build_cuda(config, host, checkpoint, weights, phases)
+    variant = native_variant(config, host, checkpoint)
+    if variant is not None and isinstance(checkpoint, GgufCheckpoint):
+        parts = _build_native(config, host, checkpoint, variant, phases)
     else:
-        parts = _build_portable(config, host, attention, checkpoint, weights, phases)
-    limits, cache, runner, name, working = parts
-    scheduler = Scheduler(limits, BlockPool(cache.num_blocks, limits.block_size), time.monotonic)
-    return scheduler, runner, _ready(checkpoint, host, weights, limits, cache, name, working, phases)
+        with phases.phase("loading weights") as report:
+            weights = load_weights(checkpoint, host, report)
+        if attention is None:
+            parts = _build_cuda(config, host, checkpoint, weights, phases)
+        else:
+            parts = _build_portable(config, host, attention, checkpoint, weights, phases)
+    scheduler = Scheduler(parts.limits, BlockPool(parts.cache.num_blocks, parts.limits.block_size), time.monotonic)
+    return scheduler, parts.runner, _ready(checkpoint, host, parts, phases)
 
 
-# And the name of its attention; bytes of what else the device holds, where that was measured.
-Parts = tuple[Limits, KVCache, Executor, str, int]
+@dataclass(frozen=True, slots=True)
+class Parts:
+    limits: Limits
+    cache: KVCache
+    runner: Executor
+    attention: str  # whose kernels
+    dtype: str  # of the weights
+    weights_bytes: int
+    working_bytes: int = 0  # of what else the device holds, where that was measured
 
 
 def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Weights, phases: Phases) -> Parts:
@@ -106,7 +122,7 @@ def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weight
     runner = cuda.make_runner(model, cache, limits)
     with phases.phase("capturing graphs") as report:
         runner.capture(report)
-    return limits, cache, runner, runner.attention, working
+    return Parts(limits, cache, runner, runner.attention, _name(host.dtype), weights.num_bytes, working)
 
 
 def _build_portable(
@@ -128,7 +144,49 @@ def _build_portable(
     runner = Runner(decoder, rows, limits.block_size, host.device)
     with phases.phase("warming up"):
         warm_up(runner, limits.block_size)
-    return limits, cache, runner, attention.name, 0
+    return Parts(limits, cache, runner, attention.name, _name(host.dtype), weights.num_bytes)
+
+
+def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> str | None:
+    """The compiled forward pass that takes quantised weights as they are. None: the weights are not, it is not compiled
+    for this processor, or the configuration asks for something else."""
+    if host.device.type != "cpu" or config.dtype != "auto" or config.attention != "auto":
+        return None
+    if not isinstance(checkpoint, GgufCheckpoint) or not checkpoint.is_quantised:
+        return None
+    if not native_weights.fits(checkpoint.spec, config.block_size):
+        return None
+    variant = library.best()
+    if variant is None and library.could_run():
+        log.warning(
+            "quantised weights are widened to %s and run at a third of the speed: engine/native is not compiled, for lack "
+            "of a C++ compiler when headrace was installed",
+            _name(host.dtype),
+        )
+    return variant
+
+
+def _build_native(config: EngineConfig, host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Phases) -> Parts:
+    torch.set_num_threads(1)  # it has threads of its own, and those of torch would wait beside them, spinning
+    host = replace(host, dtype=torch.bfloat16)  # of the cache
+    spec = checkpoint.spec
+    with phases.phase("loading weights") as report:
+        weights = native_weights.load(checkpoint, variant, report)
+    with phases.phase("allocating the KV cache"):
+        limits, cache = _allocate_cache(config, checkpoint, host, 0)
+    max_tokens = max(limits.max_step_tokens, limits.max_seqs)
+    shapes = (limits.max_model_len, max_tokens, host.threads, variant)
+    decoder = NativeDecoder(spec, weights, cache, *shapes, checkpoint.rope_factors)
+    max_blocks = -(-limits.max_model_len // limits.block_size)
+    rows = RowTable(limits.max_seqs, max_blocks, spec.vocab_size, host.device)
+    runner = Runner(decoder, rows, limits.block_size, host.device)
+    with phases.phase("warming up"):
+        warm_up(runner, limits.block_size)
+    return Parts(limits, cache, runner, f"native ({variant})", weights.dtype, weights.num_bytes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _set_threads(host: Host) -> None:
@@ -149,7 +207,7 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
     reads; plain torch elsewhere."""
     device = host.device.type
     compiled = device == "cpu" and host.dtype in (torch.float32, torch.bfloat16)
-    dtype = str(host.dtype).removeprefix("torch.")
+    dtype = _name(host.dtype)
     if name == "numba" and not compiled:
         raise ModelRefused(
             f"--attention numba is for float32 and bfloat16 on CPUs, not for {dtype} on {device}; use --attention sdpa"
@@ -243,31 +301,23 @@ def warm_up(runner: Runner, block_size: int) -> None:
     runner.release(0)
 
 
-def _ready(
-    checkpoint: Checkpoint,
-    host: Host,
-    weights: Weights,
-    limits: Limits,
-    cache: KVCache,
-    attention: str,
-    working: int,
-    phases: Phases,
-) -> Ready:
+def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases) -> Ready:
+    limits = parts.limits
     return Ready(
         device=host.description,
-        dtype=str(host.dtype).removeprefix("torch."),
-        attention=attention,
+        dtype=parts.dtype,
+        attention=parts.attention,
         architecture=checkpoint.spec.architecture,
         vocab_size=checkpoint.spec.vocab_size,
         max_model_len=limits.max_model_len,
         block_size=limits.block_size,
-        num_blocks=cache.num_blocks,
+        num_blocks=parts.cache.num_blocks,
         max_seqs=limits.max_seqs,
         max_step_tokens=limits.max_step_tokens,
         num_parameters=num_weights(checkpoint.spec),
-        weights_bytes=weights.num_bytes,
-        kv_cache_bytes=cache.num_bytes,
-        working_bytes=working,
+        weights_bytes=parts.weights_bytes,
+        kv_cache_bytes=parts.cache.num_bytes,
+        working_bytes=parts.working_bytes,
         phases_s=phases.seconds,
         hidden_size=checkpoint.spec.hidden,
     )

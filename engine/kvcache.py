@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import OutOfMemory
 from engine.models.spec import ModelSpec
+from engine.pages import zero_pages
 
 RESERVED_BLOCKS = 2  # block 0: zeros that padding reads; block 1: where padding writes
 CPU_SHARE = 0.25  # of the memory that is available
@@ -61,8 +62,7 @@ def allocate(spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dty
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the CPU through numpy, whose zeros cost nothing until their pages are first written; torch's fill them all."""
+    """On the CPU in pages that cost nothing until they are first written; torch's zeros fill them all."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    width = np.uint16 if dtype.itemsize == 2 else np.uint32
-    return torch.from_numpy(np.zeros(shape, width)).view(dtype)
+    return torch.from_numpy(zero_pages(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)

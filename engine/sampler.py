@@ -67,7 +67,10 @@ def is_filtered(params: SamplingParams) -> bool:
 
 
 def _argmax(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    return logits.argmax(dim=1)  # the first of equals: the lowest id
+    """The first of equals: the lowest id."""
+    if logits.device.type == "cpu":  # numpy compares many at once, torch one after the other
+        return torch.from_numpy(logits.numpy().argmax(axis=1))
+    return logits.argmax(dim=1)
 
 
 def _draw_plain(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ModelRefused
+from engine.loaders.blocks import Codes, codes_of, quantise
 from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.gguf_file import GgufFile
 from engine.models.spec import SMOLLM3_NOPE_STEP, ModelSpec, RopeScaling
+from engine.models.weights import allocate, destinations
 
 # Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
 # which the half-split convention of the forward pass needs put back in order.
@@ -48,7 +51,7 @@ class GgufCheckpoint:
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
         tensors = {hf_name(name): tensor for name, tensor in self._file.tensors.items()}
-        check_names(table, {name: tensor.shape for name, tensor in tensors.items()}, lambda name: name == ROPE_FACTORS)
+        self._check_names(table)
         done, total = 0, sum(tensors[name].num_bytes for name in table)
         for name, tensor in tensors.items():
             if name in table:
@@ -56,9 +59,40 @@ class GgufCheckpoint:
                 done += tensor.num_bytes
                 report(done, total)
 
+    @property
+    def is_quantised(self) -> bool:
+        """Every matrix, in blocks."""
+        plain = {"F32", "F16", "BF16", "F64"}
+        return all(len(each.shape) == 1 or each.kind.name not in plain for each in self._file.tensors.values())
+
+    def check(self) -> None:
+        """Raises ModelRefused unless the tensors are those of the architecture."""
+        table = destinations(self.spec, allocate(self.spec, torch.float32, torch.device("meta")))
+        self._check_names(table)
+
+    def codes(self, name: str) -> Codes:
+        """A matrix by its GGUF name: as its blocks have it, or quantised anew."""
+        tensor = self._file.tensors[name]
+        found = codes_of(self._file.raw(tensor), tensor.kind, tensor.shape)
+        if found is None:
+            found = quantise(self._file.values(tensor))
+        order = torch.arange(tensor.shape[0])
+        turned = self._half_split(name, order)
+        return found if turned is order else found.rows(turned.numpy())
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """Of norms and biases."""
+        return np.ascontiguousarray(self._in_order(name).numpy())
+
+    def _check_names(self, table: Mapping[str, Tensor]) -> None:
+        shapes = {hf_name(name): tensor.shape for name, tensor in self._file.tensors.items()}
+        check_names(table, shapes, lambda name: name == ROPE_FACTORS)
+
     def _in_order(self, name: str) -> Tensor:
         """With the rows of q and k as the forward pass needs them."""
-        values = self._read(name)
+        return self._half_split(name, self._read(name))
+
+    def _half_split(self, name: str, values: Tensor) -> Tensor:
         if not ARCHITECTURES[_Metadata(self._file).architecture]["interleaved"]:
             return values
         if name.endswith((".attn_q.weight", ".attn_q.bias")):

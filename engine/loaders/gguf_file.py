@@ -49,11 +49,14 @@ class GgufFile:
         self.tensors = {tensor.name: tensor for tensor in tensors}
         self._check_complete()
 
+    def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:
+        """Its bytes in the file."""
+        return self._data[tensor.offset : tensor.offset + tensor.num_bytes]
+
     def values(self, tensor: GgufTensor) -> NDArray[np.float32]:
         """The tensor in float32, writable."""
         try:
-            raw = self._data[tensor.offset : tensor.offset + tensor.num_bytes]
-            blocks = raw.reshape(quant_shape_to_byte_shape(tensor.shape, tensor.kind))
+            blocks = self.raw(tensor).reshape(quant_shape_to_byte_shape(tensor.shape, tensor.kind))
             return np.require(dequantize(blocks, tensor.kind), np.float32, "W")  # F32 comes as a view of the file
         except (NotImplementedError, ValueError) as error:
             raise ModelRefused(f"tensor {tensor.name} is quantised as {tensor.kind.name}: {error}") from None

@@ -1,0 +1,307 @@
+// The forward pass of the Llama family on CPUs, from token ids to hidden states, and from those to logits, in one call.
+// Called by decoder.py through ctypes; all memory but what a step works in belongs to the caller.
+//
+//     residual = embedding of ids                                       float32
+//     for each layer, stage by stage, each shared out among the threads:
+//         x = norm(residual), quantised
+//         qkv = x W
+//         norm and rotate q and k, write k and v to the cache
+//         x = attention, quantised
+//         residual += x W
+//         x = norm(residual), quantised
+//         y = silu(x W_gate) * (x W_up), quantised
+//         residual += y W
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "attention.hpp"
+#include "lanes.hpp"
+#include "linear.hpp"
+#include "team.hpp"
+
+namespace headrace {
+
+struct Layer {
+  const float *attn_norm, *ffn_norm;
+  const float *q_norm, *k_norm;  // [head_dim], or none
+  Linear qkv, o, gate_up, down;  // gate_up: the rows of gate, then those of up
+  Cache cache;
+  int32_t window;  // 0: none
+  int32_t rotates;
+};
+
+struct Shape {
+  Heads heads;
+  int32_t hidden, ffn, num_layers;
+  int32_t max_tokens, threads;
+  float eps;
+};
+
+struct Step {
+  const int64_t *ids, *positions, *slots;  // [tokens]; slots: block * block_size + place in it
+  const int32_t *starts, *kv_lens;         // [seqs + 1], [seqs]
+  const int32_t* tables;                   // [seqs, table_width]
+  int32_t tokens, seqs, table_width;
+};
+
+// The embedding of a token: an output of the tiles that multiply.
+inline void unpack(const Linear& table, int64_t id, float* to) {
+  const int bytes = group_bytes(table.bits), lane = static_cast<int>(id % LANES);
+  const uint8_t* group = table.tile(static_cast<int>(id / LANES));
+  for (int g = 0; g < table.in / GROUP; ++g, group += bytes) {
+    float scales[LANES], least[LANES];
+    store(scales, load_halves(group + bytes - 4 * LANES));
+    store(least, load_halves(group + bytes - 2 * LANES));
+    for (int i = 0; i < GROUP; ++i) {
+      const int quad = i / 4, byte = lane * 4 + i % 4;
+      const int code = table.bits == 8 ? group[64 * quad + byte] : group[64 * (quad % 4) + byte] >> (quad / 4 * 4) & 15;
+      to[g * GROUP + i] = scales[lane] * static_cast<float>(code) + least[lane];
+    }
+  }
+}
+
+inline float inverse_rms(const float* x, int size, float eps) {
+  F squares = zeros();
+  for (int i = 0; i < size; i += LANES) squares = mul_add(load(x + i), load(x + i), squares);
+  return 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(size) + eps);
+}
+
+class Model {
+ public:
+  Model(const Shape& shape, const Layer* layers, const Linear& embed, const Linear& head, const float* final_norm,
+        const float* cos, const float* sin)
+      : shape_(shape),
+        layers_(layers, layers + shape.num_layers),
+        embed_(embed),
+        head_(head),
+        final_norm_(final_norm),
+        cos_(cos),
+        sin_(sin),
+        team_(shape.threads),
+        normed_(shape.max_tokens, shape.hidden),
+        attended_(shape.max_tokens, shape.heads.heads * shape.heads.head_dim),
+        gated_(shape.max_tokens, shape.ffn),
+        qkv_(static_cast<size_t>(shape.max_tokens) * layers_[0].qkv.out) {}
+
+  // residual: [tokens, hidden], filled with the hidden states before the final norm.
+  void forward(const Step& step, float* residual) {
+    tasks_.clear();
+    clears_.assign(step.tokens, 0);
+    const int together = std::max(1, WANTED_QUERIES / shape_.heads.heads_of_task());
+    for (int s = 0; s < step.seqs; ++s) {
+      const int start = step.starts[s], end = step.starts[s + 1];
+      for (int t = start; t < end; t += together) tasks_.push_back({s, t, std::min(together, end - t)});
+      // A single token behind others in its block finds it cleared.
+      if (end > start) clears_[end - 1] = end - start > 1 || step.slots[end - 1] % LANES == 0;
+    }
+    team_.run([&] {
+      team_.each(step.tokens, [&](int t) { unpack(embed_, step.ids[t], residual + static_cast<int64_t>(t) * shape_.hidden); });
+      for (const Layer& layer : layers_) {
+        norm(residual, layer.attn_norm, step.tokens);
+        float* qkv = qkv_.data();
+        const int width = layer.qkv.out;
+        linear_stage(team_, layer.qkv, normed_.view, step.tokens, [&](int tile, int row, F values) {
+          store(qkv + static_cast<int64_t>(row) * width + tile * LANES, values);
+        });
+        // Neighbours of a prompt share cache lines, which threads would take from each other.
+        team_.each_of(step.tokens, in_a_row(step.tokens), [&](int t) { rotate_and_write(layer, step, t); });
+        attention(layer, step);
+        add(layer.o, attended_.view, step.tokens, residual);
+        norm(residual, layer.ffn_norm, step.tokens);
+        gate(layer.gate_up, step.tokens);
+        add(layer.down, gated_.view, step.tokens, residual);
+      }
+    });
+  }
+
+  // Of hidden states before the final norm, [rows, hidden], at most max_tokens. logits: [rows, head.out].
+  void head(const float* hidden, int rows, float* logits) {
+    team_.run([&] {
+      norm(hidden, final_norm_, rows);
+      linear_stage(team_, head_, normed_.view, rows, [&](int tile, int row, F values) {
+        store(logits + static_cast<int64_t>(row) * head_.out + tile * LANES, values);
+      });
+    });
+  }
+
+ private:
+  struct Buffer {
+    Buffer(int rows, int in)
+        : codes(static_cast<size_t>(rows) * in),
+          scales(static_cast<size_t>(rows) * in / GROUP),
+          sums(scales.size()),
+          view{codes.data(), scales.data(), sums.data(), in} {}
+    std::vector<int8_t> codes;
+    std::vector<float> scales, sums;
+    Activations view;
+  };
+
+  // Rows that a thread takes in a row.
+  int in_a_row(int rows) const { return std::min(LANES, std::max(1, rows / (team_.size() * 4))); }
+
+  void norm(const float* from, const float* weight, int rows) {
+    const int size = shape_.hidden;
+    team_.each_of(rows, in_a_row(rows), [&](int row) {
+      const float* x = from + static_cast<int64_t>(row) * size;
+      const F scale = all(inverse_rms(x, size, shape_.eps));
+      for (int g = 0; g < size / GROUP; ++g) {
+        const int at = g * GROUP;
+        quantise(normed_.view, row, g, load(x + at) * scale * load(weight + at),
+                 load(x + at + LANES) * scale * load(weight + at + LANES));
+      }
+    });
+  }
+
+  void add(const Linear& linear, const Activations& x, int rows, float* residual) {
+    linear_stage(team_, linear, x, rows, [&](int tile, int row, F values) {
+      float* at = residual + static_cast<int64_t>(row) * shape_.hidden + tile * LANES;
+      store(at, load(at) + values);
+    });
+  }
+
+  // One head of q or k, in place.
+  void turn(float* head, const float* weight, bool rotates, int64_t position) {
+    const int size = shape_.heads.head_dim, half = size / 2;
+    if (weight != nullptr) {
+      const F scale = all(inverse_rms(head, size, shape_.eps));
+      for (int d = 0; d < size; d += LANES) store(head + d, load(head + d) * scale * load(weight + d));
+    }
+    if (!rotates) return;
+    const float *cos = cos_ + position * half, *sin = sin_ + position * half;
+    for (int d = 0; d < half; d += LANES) {
+      const F left = load(head + d), right = load(head + half + d), c = load(cos + d), s = load(sin + d);
+      store(head + d, left * c - right * s);
+      store(head + half + d, right * c + left * s);
+    }
+  }
+
+  void rotate_and_write(const Layer& layer, const Step& step, int t) {
+    const Heads& h = shape_.heads;
+    float* q = qkv_.data() + static_cast<int64_t>(t) * layer.qkv.out;
+    float *k = q + h.heads * h.head_dim, *v = k + h.kv_heads * h.head_dim;
+    for (int i = 0; i < h.heads; ++i) turn(q + i * h.head_dim, layer.q_norm, layer.rotates, step.positions[t]);
+    for (int i = 0; i < h.kv_heads; ++i) {
+      turn(k + i * h.head_dim, layer.k_norm, layer.rotates, step.positions[t]);
+      write_key(h, layer.cache, static_cast<int>(step.slots[t]), i, k + i * h.head_dim, v + i * h.head_dim,
+                clears_[t] != 0);
+    }
+  }
+
+  void attention(const Layer& layer, const Step& step) {
+    const int some = shape_.heads.heads_of_task(), parts = shape_.heads.heads / some;
+    team_.each(static_cast<int>(tasks_.size()) * parts, [&](int i) {
+      static thread_local Scratch scratch;
+      // The last tokens of a prompt see most: first, so that threads end together.
+      const Task& task = tasks_[tasks_.size() - 1 - i / parts];
+      const int first_head = i % parts * some, rows = task.tokens * some;
+      switch (rows) {
+        case 1: return attend_task<1>(layer, step, task, first_head, some, scratch);
+#ifdef HEADRACE_AVX512
+        case 3: return attend_task<3>(layer, step, task, first_head, some, scratch);
+        case 4: return attend_task<4>(layer, step, task, first_head, some, scratch);
+        case 5: return attend_task<5>(layer, step, task, first_head, some, scratch);
+        case 6: return attend_task<6>(layer, step, task, first_head, some, scratch);
+        case 7: return attend_task<7>(layer, step, task, first_head, some, scratch);
+        case 8: return attend_task<8>(layer, step, task, first_head, some, scratch);
+#endif
+        default: return attend_task<2>(layer, step, task, first_head, some, scratch);
+      }
+    });
+  }
+
+  template <int ROWS>
+  void attend_task(const Layer& layer, const Step& step, const Task& task, int first_head, int heads, Scratch& scratch) {
+    const Heads& h = shape_.heads;
+    const float* rows[ROWS];
+    int32_t positions[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      const int token = task.first_token + r / heads;
+      rows[r] = qkv_.data() + static_cast<int64_t>(token) * layer.qkv.out + (first_head + r % heads) * h.head_dim;
+      positions[r] = static_cast<int32_t>(step.positions[token]);
+    }
+    const int32_t* table = step.tables + static_cast<int64_t>(task.seq) * step.table_width;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
+    attend<ROWS>(h, layer.cache, table, first_head / h.group(), rows, positions, scale, layer.window, scratch,
+                 [&](int r, int d, F first, F second) {
+                   const int head = first_head + r % heads;
+                   quantise(attended_.view, task.first_token + r / heads, (head * h.head_dim + d) / GROUP, first, second);
+                 });
+  }
+
+  // gated = silu(gate) * up. By groups: two tiles of each.
+  void gate(const Linear& gate_up, int rows) {
+    const int groups = shape_.ffn / GROUP, to_up = shape_.ffn / LANES;
+    team_.each_of(groups, tiles_in_a_row(groups, team_.size()), [&](int g) {
+      F out[4][MOST_ROWS];
+      for (int row = 0, some; row < rows; row += some) {
+        some = rows_at_once(rows - row);
+        for (int i = 0; i < 4; ++i) multiply_tile(gate_up, 2 * g + i % 2 + i / 2 * to_up, normed_.view, row, some, out[i]);
+        for (int r = 0; r < some; ++r) quantise(gated_.view, row + r, g, silu(out[0][r]) * out[2][r], silu(out[1][r]) * out[3][r]);
+      }
+    });
+  }
+
+  const Shape shape_;
+  const std::vector<Layer> layers_;
+  const Linear embed_, head_;
+  const float *final_norm_, *cos_, *sin_;
+  Team team_;
+  Buffer normed_, attended_, gated_;
+  std::vector<float> qkv_;
+  std::vector<Task> tasks_;
+  std::vector<uint8_t> clears_;  // [tokens]
+};
+
+}  // namespace headrace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+using headrace::Layer;
+using headrace::Linear;
+using headrace::Model;
+using headrace::Shape;
+using headrace::Step;
+
+EXPORTED int64_t headrace_packed_bytes(int32_t in, int32_t out, int32_t bits) {
+  return static_cast<int64_t>(out / headrace::LANES) * (in / headrace::GROUP) * headrace::group_bytes(bits);
+}
+
+// codes: [out, in], of at most `bits` bits; scales, least: [out, in / GROUP] halves; tiles: zeros at first. Outputs from
+// first_out on.
+EXPORTED void headrace_pack(const uint8_t* codes, const uint16_t* scales, const uint16_t* least, int32_t in, int32_t rows,
+                   int32_t first_out, int32_t bits, uint8_t* tiles) {
+  using namespace headrace;
+  const int groups = in / GROUP, bytes = group_bytes(bits);
+  for (int row = 0; row < rows; ++row) {
+    const int out = first_out + row, lane = out % LANES;
+    uint8_t* group = tiles + static_cast<int64_t>(out / LANES) * groups * bytes;
+    for (int g = 0; g < groups; ++g, group += bytes) {
+      const uint8_t* own = codes + static_cast<int64_t>(row) * in + g * GROUP;
+      for (int i = 0; i < GROUP; ++i) {
+        const int quad = i / 4, byte = lane * 4 + i % 4;
+        if (bits == 8)
+          group[64 * quad + byte] = own[i];
+        else
+          group[64 * (quad % 4) + byte] |= static_cast<uint8_t>(own[i] << (quad / 4 * 4));
+      }
+      std::memcpy(group + bytes - 4 * LANES + 2 * lane, scales + static_cast<int64_t>(row) * groups + g, 2);
+      std::memcpy(group + bytes - 2 * LANES + 2 * lane, least + static_cast<int64_t>(row) * groups + g, 2);
+    }
+  }
+}
+
+// None where memory or threads are lacking.
+EXPORTED Model* headrace_model(const Shape* shape, const Layer* layers, const Linear* embed, const Linear* head,
+                      const float* final_norm, const float* cos, const float* sin) {
+  try {
+    return new Model(*shape, layers, *embed, *head, final_norm, cos, sin);
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+EXPORTED void headrace_free(Model* model) { delete model; }
+EXPORTED void headrace_forward(Model* model, const Step* step, float* residual) { model->forward(*step, residual); }
+EXPORTED void headrace_head(Model* model, const float* hidden, int32_t rows, float* logits) { model->head(hidden, rows, logits); }

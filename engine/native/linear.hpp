@@ -1,0 +1,160 @@
+// Products of weights in blocks of 4 or 8 bits with activations that are quantised to 8 bits on the way.
+//
+// Weights: w = scale * code + least, code unsigned, for each 32 inputs of one output. A tile is 16 outputs:
+//
+//     group 0                                        group 1 ..           (a group: 32 inputs)
+//     | codes: 32 x 16 | scales: 16 | least: 16 |    ..
+//       4 bits: 256 bytes   halves      halves
+//       8 bits: 512 bytes
+//
+// Codes come as 8 quads: inputs 4 q .. 4 q + 3 of output 0, of output 1, .. of output 15: 64 bytes, what one instruction
+// multiplies with 4 activations. Of 4 bits, quad q and quad q + 4 share their bytes: low and high nibbles.
+//
+// Activations: a = scale * code, code signed, for each 32 of one row; `sums` are scale * (sum of codes). So
+//
+//     sum of w a  =  sum over groups of  w.scale * a.scale * (codes . codes)  +  w.least * a.sum
+//
+// with the inner sum exact in integers: as llama.cpp does it for these formats. The sums of one row do not depend on what
+// other rows there are.
+#pragma once
+
+#include "lanes.hpp"
+#include "team.hpp"
+
+#include <type_traits>
+
+namespace headrace {
+
+constexpr int GROUP = 32;
+constexpr int QUADS = GROUP / 4;
+#ifdef HEADRACE_AVX512
+constexpr int MOST_ROWS = 16;  // at a time: their sums, a group's codes and what else is needed fit into 32 registers
+#else
+constexpr int MOST_ROWS = 2;
+#endif
+
+inline int group_bytes(int bits) { return bits * GROUP * LANES / 8 + 4 * LANES; }
+
+struct Linear {
+  const uint8_t* tiles;
+  const float* bias;  // or none
+  int32_t in, out;    // out: a multiple of LANES, padded with zeros
+  int32_t bits;
+
+  int num_tiles() const { return out / LANES; }
+  const uint8_t* tile(int index) const { return tiles + static_cast<int64_t>(index) * (in / GROUP) * group_bytes(bits); }
+};
+
+struct Activations {
+  int8_t* codes;  // [rows, in]
+  float* scales;  // [rows, in / GROUP]
+  float* sums;
+  int in;
+
+  int groups() const { return in / GROUP; }
+};
+
+// 32 activations of a row, in two halves.
+inline void quantise(const Activations& x, int row, int group, F first, F second) {
+  const float largest = largest_of(larger(magnitude(first), magnitude(second)));
+  const F inverse = all(largest > 0 ? 127.0f / largest : 0.0f);
+  int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in + group * GROUP;
+  const int64_t at = static_cast<int64_t>(row) * x.groups() + group;
+  const float scale = largest * (1.0f / 127.0f);
+  x.scales[at] = scale;
+  x.sums[at] = scale * static_cast<float>(store_codes(codes, first * inverse, second * inverse));
+}
+
+inline void load_codes(const uint8_t* group, I (&codes)[QUADS], std::integral_constant<int, 4>) {
+  for (int q = 0; q < QUADS / 2; ++q) {
+    const I both = load_bytes(group + 64 * q);
+    codes[q] = low_nibbles(both);
+    codes[q + QUADS / 2] = high_nibbles(both);
+  }
+}
+
+inline void load_codes(const uint8_t* group, I (&codes)[QUADS], std::integral_constant<int, 8>) {
+  for (int q = 0; q < QUADS; ++q) codes[q] = load_bytes(group + 64 * q);
+}
+
+// The 16 outputs of a tile for ROWS rows from `row` on.
+template <int ROWS, int BITS>
+inline void multiply(const uint8_t* tile, const Activations& x, int row, F* out) {
+  const int groups = x.groups();
+  const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in;
+  const float* scales = x.scales + static_cast<int64_t>(row) * groups;
+  const float* sums = x.sums + static_cast<int64_t>(row) * groups;
+  F found[ROWS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) found[r] = zeros();
+  for (int g = 0; g < groups; ++g, tile += BITS * GROUP * LANES / 8 + 4 * LANES) {
+    I weights[QUADS];
+    load_codes(tile, weights, std::integral_constant<int, BITS>{});
+    const F scale = load_halves(tile + BITS * GROUP * LANES / 8), least = load_halves(tile + BITS * GROUP * LANES / 8 + 2 * LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const int8_t* own = codes + static_cast<int64_t>(r) * x.in + g * GROUP;
+      I counts = no_count();
+#pragma GCC unroll 8
+      for (int q = 0; q < QUADS; ++q) counts = dot_bytes(counts, weights[q], own + 4 * q);
+      found[r] = mul_add(to_float(counts), scale * all(scales[r * groups + g]), found[r]);
+      found[r] = mul_add(least, all(sums[r * groups + g]), found[r]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) out[r] = found[r];
+}
+
+// How many rows to take next, of those that are left.
+inline int rows_at_once(int left) {
+  int some = MOST_ROWS;
+  while (some > left) some /= 2;
+  return some;
+}
+
+template <int BITS>
+inline void multiply_some(const uint8_t* tile, const Activations& x, int row, int rows, F* out) {
+  switch (rows) {
+#ifdef HEADRACE_AVX512
+    case 16: return multiply<16, BITS>(tile, x, row, out);
+    case 8: return multiply<8, BITS>(tile, x, row, out);
+    case 4: return multiply<4, BITS>(tile, x, row, out);
+#endif
+    case 2: return multiply<2, BITS>(tile, x, row, out);
+    default: return multiply<1, BITS>(tile, x, row, out);
+  }
+}
+
+// rows: as rows_at_once has them.
+inline void multiply_tile(const Linear& linear, int tile, const Activations& x, int row, int rows, F* out) {
+  if (linear.bits == 4)
+    multiply_some<4>(linear.tile(tile), x, row, rows, out);
+  else
+    multiply_some<8>(linear.tile(tile), x, row, rows, out);
+  if (linear.bias != nullptr) {
+    const F bias = load(linear.bias + tile * LANES);
+    for (int r = 0; r < rows; ++r) out[r] = out[r] + bias;
+  }
+}
+
+// Tiles that a thread takes in a row: few enough that threads end together, many enough that it reads on and on.
+inline int tiles_in_a_row(int tiles, int threads) {
+  const int found = tiles / (threads * 8);
+  return found < 1 ? 1 : found > 16 ? 16 : found;
+}
+
+// All outputs of all rows; put(tile, row, values) is called for each 16. By all threads of a team.
+template <typename Put>
+inline void linear_stage(Team& team, const Linear& linear, const Activations& x, int rows, Put put) {
+  const int tiles = linear.num_tiles();
+  team.each_of(tiles, tiles_in_a_row(tiles, team.size()), [&](int tile) {
+    F out[MOST_ROWS];
+    for (int row = 0, some; row < rows; row += some) {
+      some = rows_at_once(rows - row);
+      multiply_tile(linear, tile, x, row, some, out);
+      for (int r = 0; r < some; ++r) put(tile, row + r, out[r]);
+    }
+  });
+}
+
+}  // namespace headrace
