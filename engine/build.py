@@ -159,8 +159,8 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
     variant = library.best()
     if variant is None and library.could_run():
         log.warning(
-            "quantised weights are widened to %s and run at a third of the speed: engine/native is not compiled, for lack "
-            "of a C++ compiler when headrace was installed",
+            "quantised weights are widened to %s and run at a third of the speed: engine/native is not compiled, for "
+            "lack of a C++ compiler when headrace was installed",
             _name(host.dtype),
         )
     return variant

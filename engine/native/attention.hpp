@@ -76,9 +76,13 @@ inline void write_key(const Heads& h, const Cache& cache, int slot, int kv_head,
   }
 }
 
-// Scores of 16 keys for each row. next: the keys after these, somewhere else in memory: fetched meanwhile.
+constexpr int AHEAD = 4;  // turns of 16 keys: memory takes longer to answer than one or two of them
+
+// Scores of 16 keys for each row. next, values: keys to come and values of these, somewhere else in memory: fetched
+// meanwhile.
 template <int ROWS>
-inline void score(const uint16_t* keys, const uint16_t* next, const uint16_t* queries, int head_dim, F* out) {
+inline void score(const uint16_t* keys, const uint16_t* next, const uint16_t* values, const uint16_t* queries,
+                  int head_dim, F* out) {
   F even[ROWS], odd[ROWS];  // two chains of sums each: the instruction takes several cycles
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) even[r] = odd[r] = zeros();
@@ -86,6 +90,8 @@ inline void score(const uint16_t* keys, const uint16_t* next, const uint16_t* qu
     const I first = load_pairs(keys + d * LANES), second = load_pairs(keys + (d + 2) * LANES);
     prefetch(next + d * LANES);
     prefetch(next + (d + 2) * LANES);
+    prefetch(values + d * LANES);
+    prefetch(values + (d + 2) * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
       even[r] = dot_bf16(even[r], first, queries + r * head_dim + d);
@@ -116,12 +122,15 @@ inline void attend(const Heads& h, const Cache& cache, const int32_t* table, int
     const int key = begin + std::min(turn, turns - 1) * LANES;
     return h.place(table[key / h.block_size], kv_head, key % h.block_size);
   };
+  for (int turn = 0; turn < AHEAD; ++turn)
+    for (int d = 0; d < h.head_dim; d += 2) prefetch(cache.keys + place(turn) + d * LANES);
   F tops[ROWS];
   for (int r = 0; r < ROWS; ++r) tops[r] = all(-std::numeric_limits<float>::infinity());
   for (int turn = 0; turn < turns; ++turn) {
     const int key = begin + turn * LANES;
     F found[ROWS];
-    score<ROWS>(cache.keys + place(turn), cache.keys + place(turn + 1), scratch.queries.data(), h.head_dim, found);
+    score<ROWS>(cache.keys + place(turn), cache.keys + place(turn + AHEAD), cache.values + place(turn),
+                scratch.queries.data(), h.head_dim, found);
     for (int r = 0; r < ROWS; ++r) {
       F scores = found[r];
       const int end = positions[r] + 1 - key, first = window > 0 ? positions[r] + 1 - window - key : 0;

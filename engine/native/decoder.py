@@ -19,6 +19,7 @@ from engine.models import rope
 from engine.models.spec import ModelSpec
 from engine.native import library
 from engine.native.weights import NativeWeights, address
+from engine.pages import zero_pages
 
 KEPT_LOGITS = 64  # rows
 
@@ -50,7 +51,8 @@ class NativeDecoder:
         self._final_norm = torch.from_numpy(weights.final_norm)
         self._max_tokens = max_tokens
         # Kept: the system would clear new memory of this size in every step.
-        self._logits = torch.zeros(KEPT_LOGITS, weights.head.outputs)
+        room = zero_pages(KEPT_LOGITS * weights.head.outputs * 4)
+        self._logits = torch.from_numpy(room).view(torch.float32).view(KEPT_LOGITS, -1)
         sizes = (spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.block_size)
         shape = library.Shape(*sizes, spec.hidden, spec.ffn, spec.num_layers, max_tokens, threads, spec.norm_eps)
         layers = (library.Layer * spec.num_layers)(*(self._layer(index) for index in range(spec.num_layers)))

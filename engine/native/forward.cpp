@@ -233,7 +233,7 @@ class Model {
   // gated = silu(gate) * up. By groups: two tiles of each.
   void gate(const Linear& gate_up, int rows) {
     const int groups = shape_.ffn / GROUP, to_up = shape_.ffn / LANES;
-    team_.each_of(groups, tiles_in_a_row(groups, team_.size()), [&](int g) {
+    team_.each_of(groups, tiles_in_a_row(groups, 4 * rows, team_.size()), [&](int g) {
       F out[4][MOST_ROWS];
       for (int row = 0, some; row < rows; row += some) {
         some = rows_at_once(rows - row);

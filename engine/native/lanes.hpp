@@ -17,7 +17,8 @@ namespace headrace {
 
 constexpr int LANES = 16;
 
-inline void prefetch(const void* at) { __builtin_prefetch(at); }
+// Into the second cache: the first has no room for what many turns to come need.
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 #ifdef HEADRACE_AVX512
 

@@ -21,6 +21,7 @@
 #include "lanes.hpp"
 #include "team.hpp"
 
+#include <algorithm>
 #include <type_traits>
 
 namespace headrace {
@@ -32,6 +33,8 @@ constexpr int MOST_ROWS = 16;  // at a time: their sums, a group's codes and wha
 #else
 constexpr int MOST_ROWS = 2;
 #endif
+
+constexpr int TILES_AHEAD = 4;  // fetched while one is multiplied
 
 inline int group_bytes(int bits) { return bits * GROUP * LANES / 8 + 4 * LANES; }
 
@@ -84,13 +87,16 @@ inline void multiply(const uint8_t* tile, const Activations& x, int row, F* out)
   const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in;
   const float* scales = x.scales + static_cast<int64_t>(row) * groups;
   const float* sums = x.sums + static_cast<int64_t>(row) * groups;
+  constexpr int CODES = BITS * GROUP * LANES / 8, BYTES = CODES + 4 * LANES;
+  const int64_t ahead = static_cast<int64_t>(TILES_AHEAD) * groups * BYTES;
   F found[ROWS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) found[r] = zeros();
-  for (int g = 0; g < groups; ++g, tile += BITS * GROUP * LANES / 8 + 4 * LANES) {
+  for (int g = 0; g < groups; ++g, tile += BYTES) {
+    for (int line = 0; line < BYTES; line += 64) prefetch(tile + ahead + line);
     I weights[QUADS];
     load_codes(tile, weights, std::integral_constant<int, BITS>{});
-    const F scale = load_halves(tile + BITS * GROUP * LANES / 8), least = load_halves(tile + BITS * GROUP * LANES / 8 + 2 * LANES);
+    const F scale = load_halves(tile + CODES), least = load_halves(tile + CODES + 2 * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
       const int8_t* own = codes + static_cast<int64_t>(r) * x.in + g * GROUP;
@@ -137,17 +143,17 @@ inline void multiply_tile(const Linear& linear, int tile, const Activations& x, 
   }
 }
 
-// Tiles that a thread takes in a row: few enough that threads end together, many enough that it reads on and on.
-inline int tiles_in_a_row(int tiles, int threads) {
-  const int found = tiles / (threads * 8);
-  return found < 1 ? 1 : found > 16 ? 16 : found;
+// Tiles that a thread takes in a row: few, so that threads end together, but where there are few rows not so few that
+// dealing them out takes longer than multiplying.
+inline int tiles_in_a_row(int tiles, int rows, int threads) {
+  return std::max(1, std::min(MOST_ROWS / rows, tiles / (threads * 8)));
 }
 
 // All outputs of all rows; put(tile, row, values) is called for each 16. By all threads of a team.
 template <typename Put>
 inline void linear_stage(Team& team, const Linear& linear, const Activations& x, int rows, Put put) {
   const int tiles = linear.num_tiles();
-  team.each_of(tiles, tiles_in_a_row(tiles, team.size()), [&](int tile) {
+  team.each_of(tiles, tiles_in_a_row(tiles, rows, team.size()), [&](int tile) {
     F out[MOST_ROWS];
     for (int row = 0, some; row < rows; row += some) {
       some = rows_at_once(rows - row);
