@@ -9,6 +9,7 @@ step left; while such a row lives, no step is launched ahead.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -110,8 +111,13 @@ class CudaRunner:
             report(done, total)
 
         pool = torch.cuda.graph_pool_handle()
-        self._mixed.capture(pool, one_more)
-        self._decode.capture(pool, one_more)
+        gc.collect()
+        gc.disable()  # a graph of an earlier runner that is freed in the middle of a capture ends it
+        try:
+            self._mixed.capture(pool, one_more)
+            self._decode.capture(pool, one_more)
+        finally:
+            gc.enable()
 
     @torch.inference_mode()
     def run_padding(self, num_tokens: int) -> None:

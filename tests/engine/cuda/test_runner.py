@@ -58,6 +58,7 @@ class CudaHarness:
         self.scheduler = Scheduler(LIMITS, BlockPool(num_blocks, LIMITS.block_size), time.monotonic)
         self.flights = Flights(self.runner, time.monotonic)
         self.most_in_flight = 0
+        self.may_wait = DEVICE.type != "cuda"  # for the device, while launching
         self.told: dict[int, PromptResult] = {}
         self.logprobs: dict[int, list[Any]] = {}
 
@@ -81,7 +82,7 @@ class CudaHarness:
     def _launch(self, plan: StepPlan) -> None:
         """Where a step needs nothing of the host, it may not wait for the device."""
         plain = self.runner.ahead and not any(needs_host(admit.params) for admit in plan.admits)
-        with syncs_forbidden() if plain and DEVICE.type == "cuda" else nullcontext():
+        with syncs_forbidden() if plain and not self.may_wait else nullcontext():
             self.flights.launch(plan)
 
 
