@@ -89,29 +89,39 @@ class Model {
   void forward(const Step& step, float* residual) {
     tasks_.clear();
     clears_.assign(step.tokens, 0);
+    blocks_.clear();
     const int together = std::max(1, WANTED_QUERIES / shape_.heads.heads_of_task());
     for (int s = 0; s < step.seqs; ++s) {
       const int start = step.starts[s], end = step.starts[s + 1];
       for (int t = start; t < end; t += together) tasks_.push_back({s, t, std::min(together, end - t)});
       // A single token behind others in its block finds it cleared.
+      if (end - start == 1) {
+        const int32_t* table = step.tables + static_cast<int64_t>(s) * step.table_width;
+        blocks_.insert(blocks_.end(), table, table + (step.kv_lens[s] + shape_.heads.block_size - 1) / shape_.heads.block_size);
+      }
       if (end > start) clears_[end - 1] = end - start > 1 || step.slots[end - 1] % LANES == 0;
     }
+    std::sort(blocks_.begin(), blocks_.end());  // a prefix that many share is fetched once
+    blocks_.erase(std::unique(blocks_.begin(), blocks_.end()), blocks_.end());
     team_.run([&] {
       team_.each(step.tokens, [&](int t) { unpack(embed_, step.ids[t], residual + static_cast<int64_t>(t) * shape_.hidden); });
       for (const Layer& layer : layers_) {
+        const Layer& next = &layer == &layers_.back() ? layers_.front() : (&layer)[1];
         norm(residual, layer.attn_norm, step.tokens);
         float* qkv = qkv_.data();
         const int width = layer.qkv.out;
         linear_stage(team_, layer.qkv, normed_.view, step.tokens, [&](int tile, int row, F values) {
           store(qkv + static_cast<int64_t>(row) * width + tile * LANES, values);
-        });
+        }, nothing);
         // Neighbours of a prompt share cache lines, which threads would take from each other.
         team_.each_of(step.tokens, in_a_row(step.tokens), [&](int t) { rotate_and_write(layer, step, t); });
         attention(layer, step);
-        add(layer.o, attended_.view, step.tokens, residual);
+        add(layer.o, attended_.view, step.tokens, residual, nothing);
         norm(residual, layer.ffn_norm, step.tokens);
-        gate(layer.gate_up, step.tokens);
-        add(layer.down, gated_.view, step.tokens, residual);
+        // Attention waits for memory while products leave it idle: blocks of the next layer are fetched beside these.
+        const int shared = gate_products(step.tokens);
+        gate(layer.gate_up, step.tokens, [&](int n) { return block(next, n); });
+        add(layer.down, gated_.view, step.tokens, residual, [&](int n) { return block(next, shared + n); });
       }
     });
   }
@@ -122,7 +132,7 @@ class Model {
       norm(hidden, final_norm_, rows);
       linear_stage(team_, head_, normed_.view, rows, [&](int tile, int row, F values) {
         store(logits + static_cast<int64_t>(row) * head_.out + tile * LANES, values);
-      });
+      }, nothing);
     });
   }
 
@@ -154,11 +164,12 @@ class Model {
     });
   }
 
-  void add(const Linear& linear, const Activations& x, int rows, float* residual) {
+  template <typename Fetch>
+  void add(const Linear& linear, const Activations& x, int rows, float* residual, Fetch fetch) {
     linear_stage(team_, linear, x, rows, [&](int tile, int row, F values) {
       float* at = residual + static_cast<int64_t>(row) * shape_.hidden + tile * LANES;
       store(at, load(at) + values);
-    });
+    }, fetch);
   }
 
   // One head of q or k, in place.
@@ -230,14 +241,28 @@ class Model {
                  });
   }
 
+  int gate_products(int rows) const { return shape_.ffn / GROUP * 4 * ((rows + MOST_ROWS - 1) / MOST_ROWS); }
+
+  // The n-th of the blocks that attention will read: keys and values of all heads.
+  Later block(const Layer& layer, int n) const {
+    if (n >= static_cast<int>(blocks_.size())) return nothing(n);
+    const int64_t at = shape_.heads.place(blocks_[n], 0, 0);
+    const int numbers = shape_.heads.kv_heads * shape_.heads.block_size * shape_.heads.head_dim;
+    return {layer.cache.keys + at, layer.cache.values + at, numbers * 2};
+  }
+
   // gated = silu(gate) * up. By groups: two tiles of each.
-  void gate(const Linear& gate_up, int rows) {
+  template <typename Fetch>
+  void gate(const Linear& gate_up, int rows, Fetch fetch) {
     const int groups = shape_.ffn / GROUP, to_up = shape_.ffn / LANES;
     team_.each_of(groups, tiles_in_a_row(groups, 4 * rows, team_.size()), [&](int g) {
       F out[4][MOST_ROWS];
       for (int row = 0, some; row < rows; row += some) {
         some = rows_at_once(rows - row);
-        for (int i = 0; i < 4; ++i) multiply_tile(gate_up, 2 * g + i % 2 + i / 2 * to_up, normed_.view, row, some, out[i]);
+        for (int i = 0; i < 4; ++i) {
+          const Later later = fetch((g * 4 + i) * ((rows + MOST_ROWS - 1) / MOST_ROWS) + row / MOST_ROWS);
+          multiply_tile(gate_up, 2 * g + i % 2 + i / 2 * to_up, normed_.view, row, some, later, out[i]);
+        }
         for (int r = 0; r < some; ++r) quantise(gated_.view, row + r, g, silu(out[0][r]) * out[2][r], silu(out[1][r]) * out[3][r]);
       }
     });
@@ -252,6 +277,7 @@ class Model {
   std::vector<float> qkv_;
   std::vector<Task> tasks_;
   std::vector<uint8_t> clears_;  // [tokens]
+  std::vector<int32_t> blocks_;  // of sequences with one token in the step, each once
 };
 
 }  // namespace headrace

@@ -80,20 +80,32 @@ inline void load_codes(const uint8_t* group, I (&codes)[QUADS], std::integral_co
   for (int q = 0; q < QUADS; ++q) codes[q] = load_bytes(group + 64 * q);
 }
 
+// What a later stage will read, fetched while a tile is multiplied: two pieces of memory of so many bytes, or none.
+struct Later {
+  const void *first, *second;
+  int bytes;
+};
+
 // The 16 outputs of a tile for ROWS rows from `row` on.
 template <int ROWS, int BITS>
-inline void multiply(const uint8_t* tile, const Activations& x, int row, F* out) {
+inline void multiply(const uint8_t* tile, const Activations& x, int row, const Later& later, F* out) {
   const int groups = x.groups();
   const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in;
   const float* scales = x.scales + static_cast<int64_t>(row) * groups;
   const float* sums = x.sums + static_cast<int64_t>(row) * groups;
   constexpr int CODES = BITS * GROUP * LANES / 8, BYTES = CODES + 4 * LANES;
   const int64_t ahead = static_cast<int64_t>(TILES_AHEAD) * groups * BYTES;
+  const int lines = (later.bytes + 64 * groups - 1) / (64 * groups);  // in each turn
+  const char *first = static_cast<const char*>(later.first), *second = static_cast<const char*>(later.second);
   F found[ROWS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) found[r] = zeros();
   for (int g = 0; g < groups; ++g, tile += BYTES) {
     for (int line = 0; line < BYTES; line += 64) prefetch(tile + ahead + line);
+    for (int line = 0; line < lines; ++line, first += 64, second += 64) {
+      prefetch(first);
+      prefetch(second);
+    }
     I weights[QUADS];
     load_codes(tile, weights, std::integral_constant<int, BITS>{});
     const F scale = load_halves(tile + CODES), least = load_halves(tile + CODES + 2 * LANES);
@@ -119,24 +131,25 @@ inline int rows_at_once(int left) {
 }
 
 template <int BITS>
-inline void multiply_some(const uint8_t* tile, const Activations& x, int row, int rows, F* out) {
+inline void multiply_some(const uint8_t* tile, const Activations& x, int row, int rows, const Later& later, F* out) {
   switch (rows) {
 #ifdef HEADRACE_AVX512
-    case 16: return multiply<16, BITS>(tile, x, row, out);
-    case 8: return multiply<8, BITS>(tile, x, row, out);
-    case 4: return multiply<4, BITS>(tile, x, row, out);
+    case 16: return multiply<16, BITS>(tile, x, row, later, out);
+    case 8: return multiply<8, BITS>(tile, x, row, later, out);
+    case 4: return multiply<4, BITS>(tile, x, row, later, out);
 #endif
-    case 2: return multiply<2, BITS>(tile, x, row, out);
-    default: return multiply<1, BITS>(tile, x, row, out);
+    case 2: return multiply<2, BITS>(tile, x, row, later, out);
+    default: return multiply<1, BITS>(tile, x, row, later, out);
   }
 }
 
 // rows: as rows_at_once has them.
-inline void multiply_tile(const Linear& linear, int tile, const Activations& x, int row, int rows, F* out) {
+inline void multiply_tile(const Linear& linear, int tile, const Activations& x, int row, int rows, const Later& later,
+                          F* out) {
   if (linear.bits == 4)
-    multiply_some<4>(linear.tile(tile), x, row, rows, out);
+    multiply_some<4>(linear.tile(tile), x, row, rows, later, out);
   else
-    multiply_some<8>(linear.tile(tile), x, row, rows, out);
+    multiply_some<8>(linear.tile(tile), x, row, rows, later, out);
   if (linear.bias != nullptr) {
     const F bias = load(linear.bias + tile * LANES);
     for (int r = 0; r < rows; ++r) out[r] = out[r] + bias;
@@ -149,18 +162,21 @@ inline int tiles_in_a_row(int tiles, int rows, int threads) {
   return std::max(1, std::min(MOST_ROWS / rows, tiles / (threads * 8)));
 }
 
-// All outputs of all rows; put(tile, row, values) is called for each 16. By all threads of a team.
-template <typename Put>
-inline void linear_stage(Team& team, const Linear& linear, const Activations& x, int rows, Put put) {
-  const int tiles = linear.num_tiles();
+// All outputs of all rows; put(tile, row, values) is called for each 16, and fetch(n) says what to fetch beside the n-th
+// product of a tile. By all threads of a team.
+template <typename Put, typename Fetch>
+inline void linear_stage(Team& team, const Linear& linear, const Activations& x, int rows, Put put, Fetch fetch) {
+  const int tiles = linear.num_tiles(), parts = (rows + MOST_ROWS - 1) / MOST_ROWS;
   team.each_of(tiles, tiles_in_a_row(tiles, rows, team.size()), [&](int tile) {
     F out[MOST_ROWS];
     for (int row = 0, some; row < rows; row += some) {
       some = rows_at_once(rows - row);
-      multiply_tile(linear, tile, x, row, some, out);
+      multiply_tile(linear, tile, x, row, some, fetch(tile * parts + row / MOST_ROWS), out);
       for (int r = 0; r < some; ++r) put(tile, row + r, out[r]);
     }
   });
 }
+
+inline Later nothing(int) { return {nullptr, nullptr, 0}; }
 
 }  // namespace headrace
