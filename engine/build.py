@@ -174,7 +174,7 @@ def _build_native(config: EngineConfig, host: Host, checkpoint: GgufCheckpoint, 
         weights = native_weights.load(checkpoint, variant, report)
     with phases.phase("allocating the KV cache"):
         limits, cache = _allocate_cache(config, checkpoint, host, 0)
-    max_tokens = max(limits.max_step_tokens, limits.max_seqs)
+    max_tokens = max(limits.max_step_tokens, limits.max_seqs, limits.block_size)  # the last for the warm-up
     shapes = (limits.max_model_len, max_tokens, host.threads, variant)
     decoder = NativeDecoder(spec, weights, cache, *shapes, checkpoint.rope_factors)
     max_blocks = -(-limits.max_model_len // limits.block_size)

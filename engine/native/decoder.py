@@ -80,6 +80,8 @@ class NativeDecoder:
     def forward(self, view: BatchView) -> Tensor:
         """Hidden states [tokens, hidden] float32 before the final norm; writes keys and values of every row."""
         num_tokens = len(view.ids)
+        if num_tokens > self._max_tokens:  # it would write where nothing is
+            raise ValueError(f"{num_tokens} tokens in a step that has room for {self._max_tokens}")
         residual = torch.empty(num_tokens, self.spec.hidden)
         tables = np.ascontiguousarray(view.block_tables)
         step = library.Step(

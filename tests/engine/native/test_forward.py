@@ -165,6 +165,13 @@ def test_steps_of_one_model_from_many_threads_in_turn(variant: str) -> None:
         del decoder
 
 
+@torch.inference_mode()
+def test_a_step_that_is_too_large_is_refused() -> None:
+    decoder = random_pair(spec_of(), VARIANTS[0]).decoder(VARIANTS[0])
+    with pytest.raises(ValueError, match="97 tokens in a step that has room for 96"):
+        decoder.forward(view_of([Run(prompt(97, 0), 0, blocks(0))]))
+
+
 def test_what_fits() -> None:
     assert fits(spec_of(), 16) and fits(spec_of(), 64)
     changes: list[Callable[[], tuple[ModelSpec, int]]] = [
