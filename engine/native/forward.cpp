@@ -94,11 +94,11 @@ class Model {
     for (int s = 0; s < step.seqs; ++s) {
       const int start = step.starts[s], end = step.starts[s + 1];
       for (int t = start; t < end; t += together) tasks_.push_back({s, t, std::min(together, end - t)});
-      // A single token behind others in its block finds it cleared.
       if (end - start == 1) {
         const int32_t* table = step.tables + static_cast<int64_t>(s) * step.table_width;
         blocks_.insert(blocks_.end(), table, table + (step.kv_lens[s] + shape_.heads.block_size - 1) / shape_.heads.block_size);
       }
+      // A single token behind others in its block finds it cleared.
       if (end > start) clears_[end - 1] = end - start > 1 || step.slots[end - 1] % LANES == 0;
     }
     std::sort(blocks_.begin(), blocks_.end());  // a prefix that many share is fetched once
