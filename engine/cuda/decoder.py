@@ -11,7 +11,8 @@
     residual += that @ W                     cuBLAS
 
 A single token has the norm before a product, silu(gate) * up and the sum with the residual in the product's own launch
-(engine/cuda/gemv.py): five kernels a layer instead of eight.
+(engine/cuda/gemv.py): five kernels a layer instead of eight. On Hopper, up to some hundred have silu(gate) * up in it
+(engine/cuda/gemm.py): seven.
 
 Nothing here waits for the device or looks at its values, so every step of one size can be captured in a graph.
 """
@@ -29,7 +30,8 @@ from engine.cuda.activation import silu_mul
 from engine.cuda.attention import Rope, Workspace, decode_attention
 from engine.cuda.embed import embed
 from engine.cuda.flash import FlashAttention
-from engine.cuda.gemv import MAX_ROWS, skinny_linear
+from engine.cuda.gemm import room, serves, tiled_linear
+from engine.cuda.gemv import linear_alone
 from engine.cuda.norm import rms_norm
 from engine.cuda.prefill import prefill_attention
 from engine.cuda.rope import rope_write
@@ -77,22 +79,30 @@ class CudaDecoder:
         if len(residual) == 1:
             return self._forward_alone(step, residual)
         weights, eps, overlap = self.weights, self.spec.norm_eps, self._overlap
-        x = torch.empty_like(residual)
+        x = room(len(residual), residual.shape[1], like=residual)
         rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap)
         next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
-            attended = self._attend(index, layer, F.linear(x, layer.qkv, layer.qkv_bias), step)
+            attended = self._attend(index, layer, self._project(layer, x), step)
             _add_linear(residual, attended, layer.o, layer.o_bias)
             rms_norm(residual, layer.ffn_norm, eps, x, overlap)
             _add_linear(residual, self._gated(layer, x), layer.down, layer.down_bias)
             rms_norm(residual, next_norm, eps, x, overlap)
         return x
 
+    def _project(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        """[tokens, q + 2 kv]"""
+        if not serves(len(x), layer.qkv, gated=False):
+            return F.linear(x, layer.qkv, layer.qkv_bias)
+        qkv = x.new_empty(len(x), len(layer.qkv))
+        tiled_linear(x, layer.qkv, layer.qkv_bias, qkv, overlap=self._overlap)
+        return qkv
+
     def _gated(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """[tokens, ffn]"""
         gated = x.new_empty(len(x), self.spec.ffn)
-        if len(x) <= MAX_ROWS and x.element_size() == 2:
-            skinny_linear(x, layer.gate_up, layer.gate_up_bias, gated, gated=True, overlap=self._overlap)
+        if serves(len(x), layer.gate_up, gated=True):
+            tiled_linear(x, layer.gate_up, layer.gate_up_bias, gated, gated=True, overlap=self._overlap)
         else:
             silu_mul(F.linear(x, layer.gate_up, layer.gate_up_bias), gated, self._overlap)
         return gated
@@ -102,18 +112,18 @@ class CudaDecoder:
         qkv = residual.new_empty(1, spec.q_size + 2 * spec.kv_size)
         gated = residual.new_empty(1, spec.ffn)
         for index, layer in enumerate(self.weights.layers):
-            skinny_linear(residual, layer.qkv, layer.qkv_bias, qkv, norm=(layer.attn_norm, eps), overlap=overlap)
+            linear_alone(residual, layer.qkv, layer.qkv_bias, qkv, norm=(layer.attn_norm, eps), overlap=overlap)
             attended = self._attend(index, layer, qkv, step)
-            skinny_linear(attended, layer.o, layer.o_bias, residual, add=True, overlap=overlap)
+            linear_alone(attended, layer.o, layer.o_bias, residual, add=True, overlap=overlap)
             norm = (layer.ffn_norm, eps)
-            skinny_linear(residual, layer.gate_up, layer.gate_up_bias, gated, norm=norm, gated=True, overlap=overlap)
-            skinny_linear(gated, layer.down, layer.down_bias, residual, add=True, overlap=overlap)
+            linear_alone(residual, layer.gate_up, layer.gate_up_bias, gated, norm=norm, gated=True, overlap=overlap)
+            linear_alone(gated, layer.down, layer.down_bias, residual, add=True, overlap=overlap)
         return self.norm(residual)
 
     @torch.inference_mode()
     def norm(self, x: Tensor) -> Tensor:
         """The final norm. x: [rows, hidden]"""
-        out = torch.empty_like(x)
+        out = room(len(x), x.shape[1], like=x)
         rms_norm(x, self.weights.final_norm, self.spec.norm_eps, out, self._overlap)
         return out
 
@@ -124,9 +134,12 @@ class CudaDecoder:
 
     @torch.inference_mode()
     def logits(self, normed: Tensor, out: Tensor) -> None:
-        """Of hidden states after the final norm, in the weights' type. out: [rows, vocab]"""
+        """Of hidden states after the final norm, as `forward` or `norm` gave them, in the weights' type. out: [rows,
+        vocab]"""
         if len(normed) == 1:
-            skinny_linear(normed, self.weights.head, None, out, overlap=self._overlap)
+            linear_alone(normed, self.weights.head, None, out, overlap=self._overlap)
+        elif serves(len(normed), self.weights.head, gated=False):
+            tiled_linear(normed, self.weights.head, None, out, overlap=self._overlap)
         else:
             torch.mm(normed, self.weights.head.t(), out=out)
 

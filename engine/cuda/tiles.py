@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 SPLIT = 256  # keys of a tile, but for steps of very few sequences and of many (split_for)
 FEW_ITEMS, MANY_PAIRS = 32, 256  # of a tile and a kv head; of a sequence and a kv head
+MANY_KEYS = ((1_200_000, 8), (900_000, 4))  # of all sequences and kv heads: so many SPLITs a tile
 TILE_INTS = 8  # 5 of them used
 SPLIT_AT = 4  # counts[SPLIT_AT]: keys of a tile in this step, a multiple of 16; 0: SPLIT
 PREFILL_ROWS = {2: 64, 4: 32}  # by bytes of a number; of a tile: tokens * query heads of a kv head
@@ -32,7 +33,8 @@ def split_for(kv_lens: NDArray[Any], kv_heads: int, max_tiles: int) -> int:
     ones. So the last bits of a result may depend on what else is decoded, as those of the products around it do."""
     split = SPLIT
     if len(kv_lens) * kv_heads >= MANY_PAIRS:
-        split = 2 * SPLIT
+        keys = int(kv_lens.sum()) * kv_heads
+        split = SPLIT * next((factor for least, factor in MANY_KEYS if keys >= least), 2)
     elif _num_tiles(kv_lens, SPLIT) * kv_heads < FEW_ITEMS:
         split = SPLIT // 2
     while _num_tiles(kv_lens, split) > max_tiles:

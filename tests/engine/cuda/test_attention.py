@@ -148,3 +148,15 @@ def test_tiles_with_most_keys_come_first_and_know_their_first_split() -> None:
     ]
     empty = np.array([], int)
     assert tiles_of.decode_tiles(empty, empty, empty).shape == (0, tiles_of.TILE_INTS)
+
+
+def test_many_keys_are_cut_into_larger_tiles() -> None:
+    def split(sequences: int, keys: int, max_tiles: int = 1 << 20) -> int:
+        return tiles_of.split_for(np.full(sequences, keys, np.int32), 8, max_tiles)
+
+    assert split(1, 400) == tiles_of.SPLIT // 2
+    assert split(16, 900) == tiles_of.SPLIT
+    assert split(64, 900) == 2 * tiles_of.SPLIT
+    assert split(128, 900) == 4 * tiles_of.SPLIT
+    assert split(256, 900) == 8 * tiles_of.SPLIT
+    assert split(256, 9000, max_tiles=256 * 2) == 32 * tiles_of.SPLIT
