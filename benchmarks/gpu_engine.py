@@ -106,8 +106,7 @@ class StubServer:
             self._note(message)
 
     def _note(self, message: Outputs) -> None:
-        if message.step is not None:
-            self.steps.append(Step(time.perf_counter(), message.step))
+        self.steps += [Step(time.perf_counter(), step) for step in message.steps]
         for output in message.outputs:
             answer = self.answers[output.seq_id]
             answer.tokens += output.tokens

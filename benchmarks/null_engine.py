@@ -96,7 +96,7 @@ class NullEngine:
         self.fresh.clear()
         num = len(outputs)
         stats = EngineStats(num, 0, 0, num * 8, 0, 1 << 16, self.steps, 0, 0, 0, 0, 0)
-        self.send(Outputs(outputs, StepRecord("decode", num, num, self.step_s), stats))
+        self.send(Outputs(outputs, [StepRecord("decode", num, num, self.step_s)], stats))
 
     def wait_read(self) -> None:
         """Until the gateway has taken all that was sent: frames that pile up would be answered with one event."""

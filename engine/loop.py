@@ -232,7 +232,7 @@ class Loop:
         self._last_sent = self._clock()
         stats = self._scheduler.stats()
         for connection in self._server.connections:
-            self._server.send(connection, Outputs([], None, stats))
+            self._server.send(connection, Outputs([], [], stats))
 
 
 def _rejection(seq_ids: list[int], no: Rejected | ValueError) -> Rejection:
@@ -263,11 +263,11 @@ def _frames(outputs: list[Output], record: StepRecord | None, stats: EngineStats
     rest: list[Output] = []
     for output in outputs:
         if output.first is not None and output.first.prompt is not None:
-            yield Outputs([output], None, stats)
+            yield Outputs([output], [], stats)
         else:
             rest.append(output)
     if rest or record is not None:
-        yield Outputs(rest, record, stats)
+        yield Outputs(rest, [] if record is None else [record], stats)
 
 
 def _record(plan: StepPlan, seconds: float) -> StepRecord:

@@ -17,19 +17,37 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from scheduler.protocol import Abort, FrameError, FrameSplitter, FromEngine, ToEngine, encode_frame, to_engine_decoder
+from engine.backlog import Backlog
+from scheduler.protocol import (
+    Abort,
+    FrameError,
+    FrameSplitter,
+    FromEngine,
+    Outputs,
+    ToEngine,
+    encode_frame,
+    to_engine_decoder,
+)
 
 log = logging.getLogger("headrace.engine")
 
 CONNECTION_SHIFT = 48
 SEQ_MASK = (1 << CONNECTION_SHIFT) - 1
-READ_BYTES = WRITE_BYTES = 1 << 18
+READ_BYTES = 1 << 18
+WRITE_BYTES = 1 << 15  # at a time, of what is unsent
 STALL_S = 30.0  # a gateway that reads nothing for so long, though there is something to read, is cut off
+# The kernel doubles it: a few steps of hundreds of sequences. What a socket holds cannot be merged any more.
+SOCKET_BYTES = 8 << 10
 CONGESTED_BYTES = 64 << 20  # with more unread than this, the step loop makes no more of it
 
 
 def internal_id(connection: int, seq_id: int) -> int:
     return (connection << CONNECTION_SHIFT) | (seq_id & SEQ_MASK)
+
+
+def _has_prompt(message: Outputs) -> bool:
+    """One that was read is large, and has a frame of its own."""
+    return any(output.first is not None and output.first.prompt is not None for output in message.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +60,8 @@ class _Connection:
     number: int
     sock: socket.socket
     splitter: FrameSplitter = field(default_factory=FrameSplitter)
-    unsent: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)  # frames
+    backlog: Backlog = field(default_factory=Backlog)  # what comes after them; empty where they are
     progress: float = 0.0  # when it last read something, or had nothing left to read
 
 
@@ -92,13 +111,18 @@ class Server:
         self._wake_io()
 
     def send(self, connection: int, message: FromEngine) -> None:
-        """Sends a frame, or queues what the socket does not take at once. A connection that is gone hears nothing, and
-        that is no error."""
-        frame = encode_frame(message)
+        """Sends a frame, or queues what the socket does not take at once: outputs merged. What is no output may
+        overtake those. A connection that is gone hears nothing, and that is no error."""
         with self._lock:
             peer = self._connections.get(connection)
             if peer is None:
                 return
+            if peer.unsent and isinstance(message, Outputs) and not _has_prompt(message):
+                peer.backlog.add(message)
+                if peer.backlog.is_full:
+                    self._queue_backlog(peer)
+                return
+            frame = encode_frame(message)
             self._queue(peer, frame[self._send_now(peer, frame) :])
             if not peer.unsent:
                 return
@@ -109,6 +133,12 @@ class Server:
         if not peer.unsent:
             peer.progress = self._clock()
         peer.unsent += data
+
+    def _queue_backlog(self, peer: _Connection) -> None:
+        """With the lock held."""
+        outputs = peer.backlog.take()
+        if outputs is not None:
+            self._queue(peer, encode_frame(outputs))
 
     def _send_now(self, peer: _Connection, frame: bytes) -> int:
         """Bytes that the socket took, which spares the way over the I/O thread."""
@@ -126,6 +156,7 @@ class Server:
             self._greeting[type(message).__name__] = frame
             self._heard.clear()
             for peer in self._connections.values():
+                self._queue_backlog(peer)
                 self._queue(peer, frame)
         self._wake_io()
 
@@ -189,6 +220,7 @@ class Server:
     def _accept(self, selector: selectors.BaseSelector) -> None:
         sock, _ = self._listener.accept()
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         with self._lock:
             self._last_number += 1
             peer = _Connection(self._last_number, sock)
@@ -252,6 +284,8 @@ class Server:
             del peer.unsent[:sent]
             if sent:
                 peer.progress = self._clock()
+            if not peer.unsent:
+                self._queue_backlog(peer)
             if not peer.unsent:
                 self._heard.set()
             if before - sent <= CONGESTED_BYTES < before:

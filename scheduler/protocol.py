@@ -157,10 +157,11 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
-    """All that one step brought, in one frame; without a step, at most once a second, a sign of life."""
+    """All that one step brought, in one frame, or several steps where the gateway is behind: one output a sequence then
+    too. Without a step, at most once a second, a sign of life."""
 
     outputs: list[Output]
-    step: StepRecord | None
+    steps: list[StepRecord]
     stats: EngineStats
 
 

@@ -213,8 +213,8 @@ class SocketEngine:
             sink.deliver(output)
         self._stats = frame.stats
         self._observer.on_stats(frame.stats)
-        if frame.step is not None:
-            self._observer.on_step(frame.step)
+        for step in frame.steps:
+            self._observer.on_step(step)
 
     def _lose(self) -> None:
         was_up = self._ready is not None

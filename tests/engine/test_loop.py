@@ -122,7 +122,7 @@ def test_each_step_is_recorded_once_however_many_gateways_there_are() -> None:
     world.submit(1, connection=1)
     world.submit(1, connection=2)
     world.turn(3)
-    records = [m.step for _, m in world.server.sent if isinstance(m, Outputs) and m.step is not None]
+    records = [step for _, m in world.server.sent if isinstance(m, Outputs) for step in m.steps]
     assert [(r.kind, r.num_seqs, r.num_tokens) for r in records] == [
         ("prefill", 2, 6),
         ("decode", 2, 2),
@@ -244,7 +244,7 @@ def test_prompts_that_were_read_go_alone_and_the_step_is_recorded_once() -> None
     world.turn(1)
     frames = [message for _, message in world.server.sent if isinstance(message, Outputs)]
     assert [[output.seq_id for output in frame.outputs] for frame in frames] == [[0], [2], [1]]
-    assert [frame.step is None for frame in frames] == [True, True, False]
+    assert [len(frame.steps) for frame in frames] == [0, 0, 1]
     assert [output.first.prompt for output in world.server.outputs(1) if output.first] == [told, told, None]
 
 
@@ -289,7 +289,7 @@ def ahead(count: int = 1, **limits: int) -> World:
 
 
 def records(world: World) -> list[StepRecord]:
-    return [m.step for to, m in world.server.sent if to == 1 and isinstance(m, Outputs) and m.step is not None]
+    return [step for to, m in world.server.sent if to == 1 and isinstance(m, Outputs) for step in m.steps]
 
 
 def test_the_next_step_is_launched_before_the_oldest_is_finished() -> None:

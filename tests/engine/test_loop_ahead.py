@@ -112,7 +112,7 @@ class Script:
         if isinstance(message, Rejection):
             self.rejected.update((connection, seq_id) for seq_id in message.seq_ids)
         if isinstance(message, Outputs):
-            self.records += [message.step] if message.step is not None else []
+            self.records += message.steps
             for output in message.outputs:
                 self._note(connection, output)
 

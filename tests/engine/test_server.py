@@ -14,8 +14,10 @@ from scheduler.protocol import (
     Fatal,
     FrameSplitter,
     FromEngine,
+    Output,
     Outputs,
     Progress,
+    StepRecord,
     Submit,
     ToEngine,
     encode_frame,
@@ -134,9 +136,9 @@ def test_outputs_larger_than_the_socket_takes_at_once_arrive_whole(
     [(connection, _)] = taken(server, 1)
     large = Fatal("internal", "x" * 3_000_000)
     server.send(connection, large)
-    server.send(connection, Outputs([], None, STATS))
+    server.send(connection, Outputs([], [], STATS))
     assert gateway.receive() == large
-    assert gateway.receive() == Outputs([], None, STATS)
+    assert gateway.receive() == Outputs([], [], STATS)
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\x03\0\0\0abc", b"GET / HTTP/1.1\r\n\r\n"])
@@ -158,7 +160,7 @@ def test_a_gateway_that_leaves_is_told_to_the_loop(server: Server, gateways: Cal
     [(connection, _)] = taken(server, 1)
     gateway.sock.close()
     assert taken(server, 1) == [(connection, Gone())]
-    server.send(connection, Outputs([], None, STATS))  # to nobody, and no error
+    server.send(connection, Outputs([], [], STATS))  # to nobody, and no error
 
 
 def test_a_signal_handler_may_wake_the_loop_wherever_it_is(server: Server) -> None:
@@ -218,8 +220,8 @@ def test_a_gateway_that_reads_is_kept_whatever_is_left_to_read(timed: Server, pa
     for _ in range(3):
         clock.now += STALL_S - 1
         assert gateway.receive() == LARGE
-    timed.send(connection, Outputs([], None, STATS))
-    assert gateway.receive() == Outputs([], None, STATS)
+    timed.send(connection, Outputs([], [], STATS))
+    assert gateway.receive() == Outputs([], [], STATS)
     gateway.sock.close()
 
 
@@ -254,3 +256,46 @@ def test_a_gateway_that_reads_nothing_is_cut_off(timed: Server, path: Path, cloc
         timed.wait(1)
     assert taken(timed, 1) == [(connection, Gone())]
     gateway.sock.close()
+
+
+def test_a_gateway_that_falls_behind_gets_several_steps_in_one_frame(
+    server: Server, gateways: Callable[[], Gateway]
+) -> None:
+    gateway = gateways()
+    gateway.send(SUBMIT)
+    [(connection, _)] = taken(server, 1)
+    record = StepRecord("decode", 200, 200, 0.001)
+    num_steps = 300
+    for step in range(num_steps):
+        outputs = [Output(seq_id, [step], "length" if step == num_steps - 1 else None) for seq_id in range(200)]
+        server.send(connection, Outputs(outputs, [record], STATS))
+    tokens: dict[int, list[int]] = {seq_id: [] for seq_id in range(200)}
+    num_frames = num_records = num_ended = 0
+    while num_ended < 200:
+        frame = gateway.receive()
+        assert isinstance(frame, Outputs)
+        num_frames += 1
+        num_records += len(frame.steps)
+        for output in frame.outputs:
+            tokens[output.seq_id] += output.tokens
+            num_ended += output.finish is not None
+    assert all(got == list(range(num_steps)) for got in tokens.values())
+    assert num_records == num_steps
+    assert num_frames < num_steps / 4
+    server.linger(10)
+
+
+def test_an_end_that_is_told_to_all_comes_after_what_was_merged(
+    server: Server, gateways: Callable[[], Gateway]
+) -> None:
+    gateway = gateways()
+    gateway.send(SUBMIT)
+    [(connection, _)] = taken(server, 1)
+    for step in range(50):
+        server.send(connection, Outputs([Output(seq_id, [step], None) for seq_id in range(500)], [], STATS))
+    server.broadcast(Fatal("internal", "an end"))
+    num_tokens = 0
+    while isinstance(frame := gateway.receive(), Outputs):
+        num_tokens += sum(len(output.tokens) for output in frame.outputs)
+    assert frame == Fatal("internal", "an end")
+    assert num_tokens == 50 * 500
