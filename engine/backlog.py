@@ -6,7 +6,8 @@ brought in one event, and what lies between engine and client stays a few steps 
 
 from __future__ import annotations
 
-from scheduler.protocol import FirstToken, Output, Outputs, StepRecord, TokenLogprob
+from scheduler.plan import TokenLogprob
+from scheduler.protocol import FirstToken, Output, Outputs, StepRecord
 from scheduler.types import FinishReason
 
 MOST = 1 << 17  # weight at which it becomes a frame, well below the largest
