@@ -82,6 +82,10 @@ class PromptReaders:
     def release(self, slot: int) -> None:
         self._readers.pop(slot, None)
 
+    def reading(self, works: list[Work]) -> bool:
+        """Whether hidden states of all rows are needed."""
+        return any(work.slot in self._readers for work in works)
+
     def read(self, works: list[Work], hidden: Tensor) -> dict[int, PromptResult]:
         """Results of the prompts that end here, by index among the works that sample. hidden: [tokens, hidden]"""
         results: dict[int, PromptResult] = {}

@@ -21,8 +21,9 @@ from scheduler.plan import StepPlan, StepResult, Work
 
 
 class Model(Head, Protocol):
-    def forward(self, view: BatchView) -> Tensor:
-        """Hidden states [tokens, hidden] before the final norm; writes the keys and values of every row."""
+    def forward(self, view: BatchView, asked: Tensor | None = None) -> Tensor:
+        """Hidden states before the final norm: [tokens, hidden], or [asked, hidden] of the rows `asked`, ascending.
+        Writes the keys and values of every row."""
 
 
 class Runner:
@@ -58,11 +59,12 @@ class Runner:
         sampled = [self._rows[slot] for slot in slots]
         self._masks.begin(sampled)
         view = self._view(plan.works)
-        hidden = self._model.forward(view)
+        asked = None if self._prompts.reading(plan.works) else view.sample_rows
+        hidden = self._model.forward(view, asked)
         prompts = self._prompts.read(plan.works, hidden)
         if not slots:
             return StepResult([], [])
-        logits = self._model.head(hidden[view.sample_rows])
+        logits = self._model.head(hidden[view.sample_rows] if asked is None else hidden)
         result = sampler.sample(logits, sampled, self._masks.finish())
         for slot, token in zip(slots, result.tokens, strict=True):
             self._rows.append(slot, token)

@@ -37,15 +37,16 @@ class Decoder:
         self._cos, self._sin = rope.table(spec, max_model_len, embed.dtype, embed.device, rope_factors)
 
     @torch.inference_mode()
-    def forward(self, view: BatchView) -> Tensor:
-        """Hidden states [tokens, hidden] before the final norm; writes keys and values of every row."""
+    def forward(self, view: BatchView, asked: Tensor | None = None) -> Tensor:
+        """Hidden states before the final norm: [tokens, hidden], or [asked, hidden] of the rows `asked`. Writes keys
+        and values of every row."""
         x = F.embedding(view.ids, self.weights.embed)  # [tokens, hidden]
         cos, sin = self._cos[view.positions, None], self._sin[view.positions, None]  # [tokens, 1, head_dim / 2]
         meta = self.attention.prepare(view, self.cache.block_size)
         for index, layer in enumerate(self.weights.layers):
             x = x + self._attend(index, layer, self._norm(x, layer.attn_norm), cos, sin, meta)
             x = x + self._mlp(layer, self._norm(x, layer.ffn_norm))
-        return x
+        return x if asked is None else x[asked]
 
     @torch.inference_mode()
     def norm(self, x: Tensor) -> Tensor:

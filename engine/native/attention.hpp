@@ -49,7 +49,7 @@ struct Heads {
 };
 
 struct Task {
-  int32_t seq, first_token, tokens;  // first_token: in the step
+  int32_t seq, first_row, rows;  // rows: of one token each, of those that are computed
 };
 
 struct Scratch {  // of one thread

@@ -77,11 +77,13 @@ class NativeDecoder:
             index not in self.spec.nope_layers,
         )
 
-    def forward(self, view: BatchView) -> Tensor:
-        """Hidden states [tokens, hidden] float32 before the final norm; writes keys and values of every row."""
+    def forward(self, view: BatchView, asked: Tensor | None = None) -> Tensor:
+        """Hidden states float32 before the final norm: [tokens, hidden], or [asked, hidden] of the rows `asked`, int64,
+        ascending, each once. Writes keys and values of every row."""
         num_tokens = len(view.ids)
         if num_tokens > self._max_tokens:  # it would write where nothing is
             raise ValueError(f"{num_tokens} tokens in a step that has room for {self._max_tokens}")
+        num_asked = num_tokens if asked is None else len(asked)
         residual = torch.empty(num_tokens, self.spec.hidden)
         tables = np.ascontiguousarray(view.block_tables)
         step = library.Step(
@@ -91,12 +93,14 @@ class NativeDecoder:
             _data(view.q_starts),
             _data(view.kv_lens),
             tables.ctypes.data,
+            None if asked is None else asked.data_ptr(),
             num_tokens,
             view.num_seqs,
             tables.shape[1],
+            num_asked,
         )
         self._lib.headrace_forward(self._model, ctypes.byref(step), residual.data_ptr())
-        return residual
+        return residual[:num_asked]
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm. x: [rows, hidden]"""

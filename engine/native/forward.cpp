@@ -6,6 +6,7 @@
 //         x = norm(residual), quantised
 //         qkv = x W
 //         norm and rotate q and k, write k and v to the cache
+//         the last layer goes on with the rows that are asked for
 //         x = attention, quantised
 //         residual += x W
 //         x = norm(residual), quantised
@@ -43,7 +44,17 @@ struct Step {
   const int64_t *ids, *positions, *slots;  // [tokens]; slots: block * block_size + place in it
   const int32_t *starts, *kv_lens;         // [seqs + 1], [seqs]
   const int32_t* tables;                   // [seqs, table_width]
-  int32_t tokens, seqs, table_width;
+  const int64_t* asked;                    // [num_asked], ascending, each once: tokens whose hidden states are wanted
+  int32_t tokens, seqs, table_width, num_asked;
+};
+
+// What a layer computes once keys and values are written.
+struct Rows {
+  const int64_t* tokens;  // [count], ascending; or none: all
+  int32_t count;
+  std::vector<Task> tasks;  // of attention
+
+  int token(int row) const { return tokens == nullptr ? row : static_cast<int>(tokens[row]); }
 };
 
 // The embedding of a token: an output of the tiles that multiply.
@@ -85,15 +96,15 @@ class Model {
         gated_(shape.max_tokens, shape.ffn),
         qkv_(static_cast<size_t>(shape.max_tokens) * layers_[0].qkv.out) {}
 
-  // residual: [tokens, hidden], filled with the hidden states before the final norm.
+  // residual: [tokens, hidden], to work in; its first rows become the hidden states before the final norm of those asked.
   void forward(const Step& step, float* residual) {
-    tasks_.clear();
+    set_rows(all_, step, nullptr, step.tokens);
+    const bool all_asked = step.num_asked == step.tokens;
+    if (!all_asked) set_rows(asked_, step, step.asked, step.num_asked);
     clears_.assign(step.tokens, 0);
     blocks_.clear();
-    const int together = std::max(1, WANTED_QUERIES / shape_.heads.heads_of_task());
     for (int s = 0; s < step.seqs; ++s) {
       const int start = step.starts[s], end = step.starts[s + 1];
-      for (int t = start; t < end; t += together) tasks_.push_back({s, t, std::min(together, end - t)});
       if (end - start == 1) {
         const int32_t* table = step.tables + static_cast<int64_t>(s) * step.table_width;
         blocks_.insert(blocks_.end(), table, table + (step.kv_lens[s] + shape_.heads.block_size - 1) / shape_.heads.block_size);
@@ -115,13 +126,18 @@ class Model {
         }, nothing);
         // Neighbours of a prompt share cache lines, which threads would take from each other.
         team_.each_of(step.tokens, in_a_row(step.tokens), [&](int t) { rotate_and_write(layer, step, t); });
-        attention(layer, step);
-        add(layer.o, attended_.view, step.tokens, residual, nothing);
-        norm(residual, layer.ffn_norm, step.tokens);
+        // Behind the last layer's keys and values no row depends on another: what nobody asks for ends here.
+        const bool drops = !all_asked && &layer == &layers_.back();
+        const Rows& rows = drops ? asked_ : all_;
+        if (rows.count == 0) break;
+        attention(layer, step, rows);
+        if (drops) team_.each(1, [&](int) { move_to_front(rows, residual); });
+        add(layer.o, attended_.view, rows.count, residual, nothing);
+        norm(residual, layer.ffn_norm, rows.count);
         // Attention waits for memory while products leave it idle: blocks of the next layer are fetched beside these.
-        const int shared = gate_products(step.tokens);
-        gate(layer.gate_up, step.tokens, [&](int n) { return block(next, n); });
-        add(layer.down, gated_.view, step.tokens, residual, [&](int n) { return block(next, shared + n); });
+        const int shared = gate_products(rows.count);
+        gate(layer.gate_up, rows.count, [&](int n) { return block(next, n); });
+        add(layer.down, gated_.view, rows.count, residual, [&](int n) { return block(next, shared + n); });
       }
     });
   }
@@ -147,6 +163,25 @@ class Model {
     std::vector<float> scales, sums;
     Activations view;
   };
+
+  void set_rows(Rows& rows, const Step& step, const int64_t* tokens, int count) {
+    rows.tokens = tokens;
+    rows.count = count;
+    rows.tasks.clear();
+    const int together = std::max(1, WANTED_QUERIES / shape_.heads.heads_of_task());
+    for (int s = 0, row = 0; s < step.seqs; ++s) {
+      int end = row;
+      while (end < count && rows.token(end) < step.starts[s + 1]) ++end;
+      for (; row < end; row += rows.tasks.back().rows) rows.tasks.push_back({s, row, std::min(together, end - row)});
+    }
+  }
+
+  void move_to_front(const Rows& rows, float* residual) {
+    const size_t size = shape_.hidden;
+    for (int row = 0; row < rows.count; ++row)
+      if (const int token = rows.token(row); token != row)
+        std::memcpy(residual + row * size, residual + token * size, size * sizeof(float));
+  }
 
   // Rows that a thread takes in a row.
   int in_a_row(int rows) const { return std::min(LANES, std::max(1, rows / (team_.size() * 4))); }
@@ -200,44 +235,45 @@ class Model {
     }
   }
 
-  void attention(const Layer& layer, const Step& step) {
+  void attention(const Layer& layer, const Step& step, const Rows& rows) {
     const int some = shape_.heads.heads_of_task(), parts = shape_.heads.heads / some;
-    team_.each(static_cast<int>(tasks_.size()) * parts, [&](int i) {
+    team_.each(static_cast<int>(rows.tasks.size()) * parts, [&](int i) {
       static thread_local Scratch scratch;
       // The last tokens of a prompt see most: first, so that threads end together.
-      const Task& task = tasks_[tasks_.size() - 1 - i / parts];
-      const int first_head = i % parts * some, rows = task.tokens * some;
-      switch (rows) {
-        case 1: return attend_task<1>(layer, step, task, first_head, some, scratch);
+      const Task& task = rows.tasks[rows.tasks.size() - 1 - i / parts];
+      const int first_head = i % parts * some, queries = task.rows * some;
+      switch (queries) {
+        case 1: return attend_task<1>(layer, step, rows, task, first_head, some, scratch);
 #ifdef HEADRACE_AVX512
-        case 3: return attend_task<3>(layer, step, task, first_head, some, scratch);
-        case 4: return attend_task<4>(layer, step, task, first_head, some, scratch);
-        case 5: return attend_task<5>(layer, step, task, first_head, some, scratch);
-        case 6: return attend_task<6>(layer, step, task, first_head, some, scratch);
-        case 7: return attend_task<7>(layer, step, task, first_head, some, scratch);
-        case 8: return attend_task<8>(layer, step, task, first_head, some, scratch);
+        case 3: return attend_task<3>(layer, step, rows, task, first_head, some, scratch);
+        case 4: return attend_task<4>(layer, step, rows, task, first_head, some, scratch);
+        case 5: return attend_task<5>(layer, step, rows, task, first_head, some, scratch);
+        case 6: return attend_task<6>(layer, step, rows, task, first_head, some, scratch);
+        case 7: return attend_task<7>(layer, step, rows, task, first_head, some, scratch);
+        case 8: return attend_task<8>(layer, step, rows, task, first_head, some, scratch);
 #endif
-        default: return attend_task<2>(layer, step, task, first_head, some, scratch);
+        default: return attend_task<2>(layer, step, rows, task, first_head, some, scratch);
       }
     });
   }
 
   template <int ROWS>
-  void attend_task(const Layer& layer, const Step& step, const Task& task, int first_head, int heads, Scratch& scratch) {
+  void attend_task(const Layer& layer, const Step& step, const Rows& rows, const Task& task, int first_head, int heads,
+                   Scratch& scratch) {
     const Heads& h = shape_.heads;
-    const float* rows[ROWS];
+    const float* queries[ROWS];
     int32_t positions[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      const int token = task.first_token + r / heads;
-      rows[r] = qkv_.data() + static_cast<int64_t>(token) * layer.qkv.out + (first_head + r % heads) * h.head_dim;
+      const int token = rows.token(task.first_row + r / heads);
+      queries[r] = qkv_.data() + static_cast<int64_t>(token) * layer.qkv.out + (first_head + r % heads) * h.head_dim;
       positions[r] = static_cast<int32_t>(step.positions[token]);
     }
     const int32_t* table = step.tables + static_cast<int64_t>(task.seq) * step.table_width;
     const float scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
-    attend<ROWS>(h, layer.cache, table, first_head / h.group(), rows, positions, scale, layer.window, scratch,
+    attend<ROWS>(h, layer.cache, table, first_head / h.group(), queries, positions, scale, layer.window, scratch,
                  [&](int r, int d, F first, F second) {
                    const int head = first_head + r % heads;
-                   quantise(attended_.view, task.first_token + r / heads, (head * h.head_dim + d) / GROUP, first, second);
+                   quantise(attended_.view, task.first_row + r / heads, (head * h.head_dim + d) / GROUP, first, second);
                  });
   }
 
@@ -275,7 +311,7 @@ class Model {
   Team team_;
   Buffer normed_, attended_, gated_;
   std::vector<float> qkv_;
-  std::vector<Task> tasks_;
+  Rows all_, asked_;
   std::vector<uint8_t> clears_;  // [tokens]
   std::vector<int32_t> blocks_;  // of sequences with one token in the step, each once
 };

@@ -55,8 +55,8 @@ class Shape(ctypes.Structure):
 
 class Step(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("ids", "positions", "slots", "starts", "kv_lens", "tables")),
-        *((name, c_int32) for name in ("tokens", "seqs", "table_width")),
+        *((name, c_void_p) for name in ("ids", "positions", "slots", "starts", "kv_lens", "tables", "asked")),
+        *((name, c_int32) for name in ("tokens", "seqs", "table_width", "num_asked")),
     )
 
 

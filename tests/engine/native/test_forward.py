@@ -108,6 +108,62 @@ def test_a_row_does_not_depend_on_its_neighbours(variant: str) -> None:
         assert torch.equal(torch.cat(found), parts[0])
 
 
+ASKED = {
+    "none": [],
+    "the last of each": [39, 42, 43, 62],
+    "of one prompt": [62],
+    "of neither end": [3, 4, 5, 20, 41, 45, 46],
+    "all but one": [row for row in range(63) if row != 17],
+    "all": list(range(63)),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["llama", "windows", "one kv head", "a group of five", "wide heads"])
+@torch.inference_mode()
+def test_only_rows_that_are_asked_for(name: str, variant: str) -> None:
+    """Bit by bit what they are when all are asked for; so is what follows, which reads keys and values of every row."""
+    pair = random_pair(SPECS[name], variant)
+    starts, counts = [0, 0, 5, 0], [40, 3, 1, 19]
+
+    def runs(*counts: int) -> list[Run]:
+        return [Run(prompt(n, 100 * starts[i] + i), starts[i], blocks(i)) for i, n in enumerate(counts)]
+
+    before = view_of([Run(prompt(5, 9), 0, blocks(2))])
+    prompts = view_of(runs(*counts))
+    starts = [start + n for start, n in zip(starts, counts, strict=True)]
+    chunks = view_of(runs(1, 9, 1, 1))
+    whole = pair.decoder(variant)
+    whole.forward(before)
+    hidden, later = whole.forward(prompts), whole.forward(chunks)
+    logits = whole.head(hidden).clone()
+    for asked in ASKED.values():
+        few = pair.decoder(variant, threads=3)
+        assert few.forward(before, torch.zeros(0, dtype=torch.int64)).shape == (0, pair.spec.hidden)
+        got = few.forward(prompts, torch.tensor(asked, dtype=torch.int64))
+        assert torch.equal(got, hidden[asked])
+        assert torch.equal(few.head(got), logits[asked])
+        assert torch.equal(few.forward(chunks), later)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_a_prompt_in_chunks_of_which_only_the_last_row_is_asked_for(variant: str) -> None:
+    """Beside single tokens, as steps have them: the same as alone and in one piece."""
+    pair = random_pair(spec_of(qk_norm=True, windows=(None, None, 20)), variant)
+    ids, other = prompt(61, 0), prompt(4, 1)
+    expected = pair.decoder(variant).forward(view_of([Run(ids, 0, blocks(0))]))[-1:]
+    beside = pair.decoder(variant).forward(view_of([Run(other, 0, blocks(0))]))
+    chunked, at = pair.decoder(variant), 0
+    for step, size in enumerate((16, 7, 1, 37)):
+        ends = at + size == len(ids)
+        view = view_of([Run(other[step : step + 1], step, blocks(1)), Run(ids[at : at + size], at, blocks(3))])
+        got = chunked.forward(view, torch.tensor([0, size] if ends else [0]))
+        assert torch.equal(got[0], beside[step])
+        at += size
+    assert torch.equal(got[1:], expected)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_what_was_in_the_cache_before_does_not_matter(variant: str) -> None:
