@@ -25,7 +25,7 @@ from engine.models import products
 from engine.models.decoder import Decoder
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights, num_weights
-from engine.native import library
+from engine.native import choice, library
 from engine.native import weights as native_weights
 from engine.native.decoder import NativeDecoder
 from engine.rows import RowTable
@@ -40,6 +40,7 @@ log = logging.getLogger("headrace.engine")
 Report = Callable[[str, int, int], None]  # phase, done, total
 CPU_SEQS, GPU_SEQS = 64, 256
 CPU_STEP_TOKENS = 256
+CPU_WIDENED_SHARE = 0.5  # of the memory that is available, for quantised weights that need not be widened
 GPU_STEP_TOKENS = 4096  # a tenth of a second for 8B parameters on an H100: docs/log.md
 GIB = 1 << 30
 REMEDIES = (
@@ -87,7 +88,11 @@ def _build(
 ) -> tuple[Scheduler, Executor, Ready]:
     _check_weights_fit(config, checkpoint.spec, host)
     variant = native_variant(config, host, checkpoint)
-    if variant is not None and isinstance(checkpoint, GgufCheckpoint):
+    if (
+        variant is not None
+        and isinstance(checkpoint, GgufCheckpoint)
+        and native_wins(host, checkpoint, variant, phases)
+    ):
         parts = _build_native(config, host, checkpoint, variant, phases)
     else:
         with phases.phase("loading weights") as report:
@@ -164,6 +169,24 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
             _name(host.dtype),
         )
     return variant
+
+
+def native_wins(host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Phases) -> bool:
+    """By a short measurement, which the log tells of. Raises ModelRefused for tensors that are missing or unknown."""
+    checkpoint.check()
+    dtype = _name(host.dtype)
+    needed, free = num_weights(checkpoint.spec) * host.dtype.itemsize, available_bytes()
+    if needed > CPU_WIDENED_SHARE * free:
+        log.info(
+            "quantised weights run as they are: widened to %s they would take %.1f GiB of %.1f",
+            *(dtype, needed / GIB, free / GIB),
+        )
+        return True
+    with phases.phase(f"timing quantised and {dtype} layers"):
+        bits = checkpoint.codes("blk.0.attn_k.weight").bits  # what most have: files mix formats elsewhere
+        measured = choice.measure(checkpoint.spec, bits, variant, host)
+    log.info("%s", measured.told(dtype))
+    return not choice.plain_wins(measured)
 
 
 def _build_native(config: EngineConfig, host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Phases) -> Parts:

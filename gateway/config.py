@@ -113,7 +113,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Meta(description="Type of weights and KV cache; auto: quantised GGUF weights as they are, on CPUs that can."),
+        Meta(
+            description="Type of weights and KV cache; auto: quantised GGUF weights as they are, where faster on CPUs."
+        ),
     ] = "auto"
     threads: Annotated[CountOrAuto, Meta(description="CPU threads of the engine; 0: chosen by it.")] = 0
     attention: Annotated[
