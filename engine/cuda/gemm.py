@@ -10,8 +10,8 @@
 What pays, against cuBLAS: silu needs no launch and no memory of its own, and this starts while the kernel before it
 ends, as the one after it does (engine/cuda/launch.py). On an H100 with the norm before it, of its copy bandwidth of
 3.03 TB/s: gate and up of 8B at 2 / 64 / 128 rows 95 / 92 / 87 % (cuBLAS and silu 92 / 85 / 81), at 256 72 (69); the
-head at 2 / 64 rows 101 / 95 (91 / 89). Sums are in float32 over all
-of K in one order, whatever the number of rows; values are rounded where separate kernels would round them.
+head at 2 / 64 rows 101 / 95 (91 / 89). Sums are in float32 over all of K in one order, whatever the number of rows;
+values are rounded where separate kernels would round them.
 """
 
 from __future__ import annotations

@@ -46,8 +46,6 @@ FASTER = {1: 0.3e-3, 32: 0.3e-3, 256: 0.9e-3}  # as matrix units may have it
 NATIVE_FASTER = Measured(NATIVE, SLOWER, 1.0)
 PLAIN_FASTER = Measured(NATIVE, FASTER, 1.0)
 
-needs_native = pytest.mark.skipif(library.best() is None, reason="no compiled forward pass for this processor")
-
 
 @pytest.mark.parametrize(("measured", "expected"), [(NATIVE_FASTER, False), (PLAIN_FASTER, True)])
 def test_the_faster_one_is_chosen(measured: Measured, expected: bool) -> None:
@@ -147,7 +145,13 @@ def started(gguf_path: Path) -> Started:
     return Started(gguf_path)
 
 
-@needs_native
+@pytest.fixture
+def runs_natively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor: where it has no instructions for it, slowly."""
+    monkeypatch.setattr(building, "native_variant", lambda *_: library.runnable()[0])
+
+
+@pytest.mark.usefixtures("runs_natively")
 @pytest.mark.parametrize(("measured", "attention"), [(NATIVE_FASTER, "native"), (PLAIN_FASTER, "numba")])
 def test_the_engine_is_built_as_the_rule_says(
     started: Started,
@@ -172,7 +176,7 @@ def test_the_engine_is_built_as_the_rule_says(
     assert any(message.startswith("quantised weights") and " ms " in message for message in caplog.messages)
 
 
-@needs_native
+@pytest.mark.usefixtures("runs_natively")
 def test_weights_that_would_fill_the_memory_are_not_widened(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "available_bytes", lambda: 400 << 20)
     monkeypatch.setattr(choice, "measure", lambda *_: PLAIN_FASTER)
