@@ -61,7 +61,7 @@ class _Connection:
     sock: socket.socket
     splitter: FrameSplitter = field(default_factory=FrameSplitter)
     unsent: bytearray = field(default_factory=bytearray)  # frames
-    backlog: Backlog = field(default_factory=Backlog)  # what comes after them; empty where they are
+    backlog: Backlog = field(default_factory=Backlog)  # what comes after them; empty where there are none
     progress: float = 0.0  # when it last read something, or had nothing left to read
 
 
