@@ -227,7 +227,7 @@ def test_a_step_that_raises_leaves_nothing_behind(
     plan = scheduler.plan()
     assert plan is not None
     with monkeypatch.context() as patched:
-        patched.setattr(runner._model, "forward", lambda view: 1 / 0)
+        patched.setattr(runner._model, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             runner.execute(plan)
     scheduler.fail(plan)
