@@ -93,6 +93,7 @@ inline void multiply(const uint8_t* tile, const Activations& x, int row, const L
   const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in;
   const float* scales = x.scales + static_cast<int64_t>(row) * groups;
   const float* sums = x.sums + static_cast<int64_t>(row) * groups;
+  constexpr int TOGETHER = ROWS > 1 ? 2 : 1;  // rows in turn: an instruction seldom waits for the one before
   constexpr int CODES = BITS * GROUP * LANES / 8, BYTES = CODES + 4 * LANES;
   const int64_t ahead = static_cast<int64_t>(TILES_AHEAD) * groups * BYTES;
   const int lines = (later.bytes + 64 * groups - 1) / (64 * groups);  // in each turn
@@ -110,13 +111,17 @@ inline void multiply(const uint8_t* tile, const Activations& x, int row, const L
     load_codes(tile, weights, std::integral_constant<int, BITS>{});
     const F scale = load_halves(tile + CODES), least = load_halves(tile + CODES + 2 * LANES);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const int8_t* own = codes + static_cast<int64_t>(r) * x.in + g * GROUP;
-      I counts = no_count();
+    for (int r = 0; r < ROWS; r += TOGETHER) {
+      I counts[TOGETHER];
+      for (int i = 0; i < TOGETHER; ++i) counts[i] = no_count();
 #pragma GCC unroll 8
-      for (int q = 0; q < QUADS; ++q) counts = dot_bytes(counts, weights[q], own + 4 * q);
-      found[r] = mul_add(to_float(counts), scale * all(scales[r * groups + g]), found[r]);
-      found[r] = mul_add(least, all(sums[r * groups + g]), found[r]);
+      for (int q = 0; q < QUADS; ++q)
+        for (int i = 0; i < TOGETHER; ++i)
+          counts[i] = dot_bytes(counts[i], weights[q], codes + static_cast<int64_t>(r + i) * x.in + g * GROUP + 4 * q);
+      for (int i = 0; i < TOGETHER; ++i) {
+        found[r + i] = mul_add(to_float(counts[i]), scale * all(scales[(r + i) * groups + g]), found[r + i]);
+        found[r + i] = mul_add(least, all(sums[(r + i) * groups + g]), found[r + i]);
+      }
     }
   }
 #pragma GCC unroll 16
