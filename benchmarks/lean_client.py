@@ -9,6 +9,7 @@ import json
 import select
 import socket
 import time
+from array import array
 from dataclasses import dataclass, field
 
 HOST = "127.0.0.1"
@@ -37,6 +38,7 @@ class Seen:
     reads: int
     tokens: int  # as the answers' usage tells them
     ttft_s: list[float]  # of the first turn
+    itl_s: array[float]  # between reads with events
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class _Stream:
     request: bytes
     turns: int
     first_at: float = 0.0
+    last_at: float = 0.0  # of this answer's events; 0: none has come
     rest: bytes = b""  # the last bytes of the answer so far
     tokens: int = field(default=0)
 
@@ -65,6 +68,7 @@ def drive(work: Work) -> Seen:
     began = time.monotonic()
     for stream in streams.values():
         stream.sock.sendall(stream.request)
+    gaps = array("d")
     events = reads = 0
     num_open = len(streams)
     while num_open:
@@ -76,14 +80,18 @@ def drive(work: Work) -> Seen:
             data = stream.sock.recv(READ_BYTES)
             reads += 1
             events += data.count(EVENT)
-            if not stream.first_at and EVENT in data:
-                stream.first_at = time.monotonic()
+            if EVENT in data:
+                now = time.monotonic()
+                stream.first_at = stream.first_at or now
+                if stream.last_at:
+                    gaps.append(now - stream.last_at)
+                stream.last_at = now
             num_open -= _take(stream, data)
     ended = time.monotonic()
     for stream in streams.values():
         stream.sock.close()
     firsts = [stream.first_at - began for stream in streams.values()]
-    return Seen(ended, events, reads, sum(stream.tokens for stream in streams.values()), firsts)
+    return Seen(ended, events, reads, sum(stream.tokens for stream in streams.values()), firsts, gaps)
 
 
 def _take(stream: _Stream, data: bytes) -> bool:
@@ -97,7 +105,7 @@ def _take(stream: _Stream, data: bytes) -> bool:
     if not usage or b"data: [DONE]" not in usage:
         raise AnswerFailed(f"the answer is not whole: {stream.rest!r}")
     stream.tokens += int(usage[: usage.index(b",")])
-    stream.rest = b""
+    stream.rest, stream.last_at = b"", 0.0
     stream.turns -= 1
     if stream.turns:
         stream.sock.sendall(stream.request)

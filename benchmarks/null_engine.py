@@ -1,5 +1,6 @@
-"""An engine that computes nothing: every STEP_MS milliseconds one token for each sequence, in one frame, over the real
-socket. With 0, each step as soon as the gateway has read the one before. What a gateway costs is measured against it.
+"""An engine that computes nothing: every STEP_MS milliseconds one token for each sequence, over the real socket. A
+gateway that is behind gets several steps merged, as from the real engine; with 0, a step waits until it has read the
+one before. What a gateway costs is measured against it.
 
     python -m benchmarks.null_engine STEP_MS    started by a gateway, in place of `python -m engine`
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from engine.backlog import Backlog
 from scheduler.protocol import (
     Abort,
     Accepted,
@@ -50,13 +52,16 @@ class NullEngine:
     num_left: dict[int, int] = field(default_factory=dict)  # sequence -> tokens to come
     fresh: set[int] = field(default_factory=set)
     steps: int = 0
+    backlog: Backlog = field(default_factory=Backlog)
+    behind: bool = False  # something is in it
 
     def serve(self) -> None:
         splitter, selector = FrameSplitter(), selectors.DefaultSelector()
         selector.register(self.connection, selectors.EVENT_READ)
         next_at = time.monotonic()
         while True:
-            wait_s = max(0.0, next_at - time.monotonic()) if self.num_left else IDLE_S
+            wait_s = IDLE_S if not self.num_left else max(0.0, next_at - time.monotonic())
+            wait_s = POLL_S if self.behind else wait_s
             if selector.select(wait_s):
                 data = self.connection.recv(1 << 18)
                 if not data:
@@ -67,7 +72,7 @@ class NullEngine:
             if self.num_left and now >= next_at:
                 self.step()
                 next_at = max(next_at + self.step_s, now)
-                self.wait_read()
+            self.flush()
 
     def handle(self, message: ToEngine) -> None:
         match message:
@@ -96,13 +101,24 @@ class NullEngine:
         self.fresh.clear()
         num = len(outputs)
         stats = EngineStats(num, 0, 0, num * 8, 0, 1 << 16, self.steps, 0, 0, 0, 0, 0)
-        self.send(Outputs(outputs, [StepRecord("decode", num, num, self.step_s)], stats))
+        self.backlog.add(Outputs(outputs, [StepRecord("decode", num, num, self.step_s)], stats))
+        self.behind = True
 
-    def wait_read(self) -> None:
-        """Until the gateway has taken all that was sent: frames that pile up would be answered with one event."""
-        unread = array.array("i", [1])
-        while fcntl.ioctl(self.connection, termios.TIOCOUTQ, unread) == 0 and unread[0]:
+    def flush(self) -> None:
+        """What the gateway is ready for."""
+        while not self.step_s and self.is_unread():
             time.sleep(POLL_S)
+        if self.behind and not self.is_unread():
+            merged = self.backlog.take()
+            assert merged is not None
+            self.send(merged)
+            self.behind = False
+
+    def is_unread(self) -> bool:
+        """The gateway has not taken all that was sent."""
+        unread = array.array("i", [0])
+        fcntl.ioctl(self.connection, termios.TIOCOUTQ, unread)
+        return unread[0] > 0
 
     def send(self, message: FromEngine) -> None:
         self.connection.sendall(encode_frame(message))

@@ -5,6 +5,7 @@ Standard input stays open as long as the parent lives; its end is the engine's e
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -57,6 +58,8 @@ def serve(config: EngineConfig, server: Server) -> int:
     loop = Loop(scheduler, runner, server, ready.vocab_size, grammars)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
+    gc.collect()
+    gc.freeze()  # collections pass over torch and the model, which takes 0.1 s of the middle of a step
     server.broadcast(ready)
     try:
         loop.run()

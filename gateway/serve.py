@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -33,6 +34,7 @@ from gateway.startup import Display, Started, print_summary
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 CLOSE_ENGINE_S = 15.0
+YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
 log = logging.getLogger("headrace.serve")
 
@@ -97,11 +99,20 @@ async def _serve(plan: _Plan, display: Display) -> int:
             drain_timeout_s=plan.config.drain_timeout,
             watch=supervisor.watch,
         )
+        keep_what_is_there()
         return await server.run(lambda: _show(plan, ready, model, loading_s))
     finally:
         await within(CLOSE_ENGINE_S, asyncio.create_task(supervisor.close()), signals.hurry)
         supervisor.kill()
         await end_stragglers()
+
+
+def keep_what_is_there() -> None:
+    """Garbage collections pass over all that start-up has made, above all a vocabulary. They looked at it whenever
+    requests had left enough behind, and every stream stood still meanwhile: docs/log.md."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
 
 async def _start(
