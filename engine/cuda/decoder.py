@@ -73,21 +73,30 @@ class CudaDecoder:
         self._overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
     @torch.inference_mode()
-    def forward(self, step: StepTensors, residual: Tensor) -> Tensor:
-        """residual, [tokens, hidden]: filled with the hidden states before the final norm. Returns those after it."""
+    def forward(self, step: StepTensors, residual: Tensor, asked: Tensor | None = None) -> Tensor:
+        """residual, [tokens, hidden]: filled with the hidden states before the final norm. Returns those after it.
+
+        asked, [rows]: indices of the tokens that somebody wants to know of. Only theirs are computed then, and they are
+        the first rows.
+        """
         embed(step.ids, step.rows, self._tables.last_tokens, self.weights.embed, residual)
         if len(residual) == 1:
             return self._forward_alone(step, residual)
         weights, eps, overlap = self.weights, self.spec.norm_eps, self._overlap
-        x = room(len(residual), residual.shape[1], like=residual)
+        rows, x = residual, room(len(residual), residual.shape[1], like=residual)
         rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap)
         next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
             attended = self._attend(index, layer, self._project(layer, x), step)
-            _add_linear(residual, attended, layer.o, layer.o_bias)
-            rms_norm(residual, layer.ffn_norm, eps, x, overlap)
-            _add_linear(residual, self._gated(layer, x), layer.down, layer.down_bias)
-            rms_norm(residual, next_norm, eps, x, overlap)
+            if asked is not None and layer is weights.layers[-1]:
+                # Behind the last layer's keys and values no token depends on another.
+                attended, rows, x = attended.index_select(0, asked), residual.index_select(0, asked), x[: len(asked)]
+            _add_linear(rows, attended, layer.o, layer.o_bias)
+            rms_norm(rows, layer.ffn_norm, eps, x, overlap)
+            _add_linear(rows, self._gated(layer, x), layer.down, layer.down_bias)
+            rms_norm(rows, next_norm, eps, x, overlap)
+        if rows is not residual:
+            residual[: len(rows)] = rows
         return x
 
     def _project(self, layer: LayerWeights, x: Tensor) -> Tensor:

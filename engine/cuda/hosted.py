@@ -65,6 +65,10 @@ class HostedRows:
         if self._rows:
             self._masks.begin([self._rows[slot] for slot in slots if slot in self._rows])
 
+    def reading(self, works: list[Work]) -> bool:
+        """Whether hidden states of all tokens are needed."""
+        return self._prompts.reading(works)
+
     def read(self, works: list[Work], hidden: Tensor) -> dict[int, PromptResult]:
         """What the step's hidden states, [tokens, hidden] before the final norm, tell of prompts that end here."""
         return self._prompts.read(works, hidden)

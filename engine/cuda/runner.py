@@ -145,7 +145,7 @@ class CudaRunner:
             self._buffer.write(arrays, Layout(size, size, False))
             self._decode.launch(size)
         else:
-            self._launch_mixed(arrays)
+            self._launch_mixed(arrays, self._hosted.reading(plan.works))
         self._flights.append(self._bring_back(plan, slots))
 
     def _arrays(self, works: list[Work]) -> StepArrays:
@@ -163,30 +163,38 @@ class CudaRunner:
             if work.new_blocks:
                 self._tables.extend(work.slot, work.new_blocks)
 
-    def _launch_mixed(self, arrays: StepArrays) -> None:
+    def _launch_mixed(self, arrays: StepArrays, whole: bool) -> None:
+        """whole: the hidden states of all tokens are wanted."""
         flash = self._model.flash is not None and arrays.num_pairs >= LEAST_PAIRS
         size = None if flash else self._mixed.size_for(arrays.num_tokens)
         padded = size or steps.rounded(arrays.num_tokens)
         layout = Layout(padded, self._max_seqs, True, arrays.num_runs if flash else 0)
         self._buffer.write(arrays, layout)
-        if flash:
-            views = replace(self._buffer.views(layout), run_tokens=arrays.run_tokens)
-            self._model.forward(views, self._hidden[:padded])
+        views = self._buffer.views(layout)
+        hidden = self._hidden[:padded]
+        asked = None if whole else self._asked(views, padded)
+        if flash or (whole and self._asked(views, padded) is not None):
+            self._model.forward(replace(views, run_tokens=arrays.run_tokens if flash else None), hidden, asked)
         else:
             self._mixed.launch(padded)
         if arrays.num_samples:
             # As many rows as some decode step has: what the head needs for others would be loaded here, in mid-service.
             rows = self._decode.size_for(arrays.num_samples)
             assert rows is not None
-            views = self._buffer.views(layout)
-            self._sample(self._model.norm(self._hidden.index_select(0, views.samples[:rows])), views, rows)
+            sampled = hidden.index_select(0, views.samples[:rows]) if asked is None else hidden[:rows]
+            self._sample(self._model.norm(sampled), views, rows)
+
+    def _asked(self, views: StepTensors, size: int) -> Tensor | None:
+        """Which tokens the last layer goes on with. None: all, for there are hardly more than may be sampled."""
+        return views.samples if size > self._max_seqs else None
 
     def _run_decode(self, size: int) -> None:
         views = self._buffer.views(Layout(size, size, False))
         self._sample(self._model.forward(views, self._hidden[:size]), views, size)
 
     def _run_mixed(self, size: int) -> None:
-        self._model.forward(self._buffer.views(Layout(size, self._max_seqs, True)), self._hidden[:size])
+        views = self._buffer.views(Layout(size, self._max_seqs, True))
+        self._model.forward(views, self._hidden[:size], self._asked(views, size))
 
     def _sample(self, normed: Tensor, views: StepTensors, num_samples: int) -> None:
         """normed: final hidden states of the sampled tokens."""
