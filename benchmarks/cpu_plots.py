@@ -1,6 +1,6 @@
-"""Draws the sweeps of a result of `make bench` as SVG files: tok/s against streams, and ITL against context.
+"""Draws the sweeps of results of `make bench` as SVG files: tok/s against streams, and ITL against context.
 
-    python -m benchmarks.cpu_plots benchmarks/results/x.json docs/plots
+    python -m benchmarks.cpu_plots benchmarks/results/x.json [benchmarks/results/y.json ...] docs/plots
 
 Writes streams.svg and contexts.svg, those of which the result has points. Colours are legible on white and on black.
 """
@@ -104,10 +104,11 @@ def points(visits: Sequence[Mapping[str, Any]], prefix: str, *path: str) -> dict
     }
 
 
-def plots(result: Mapping[str, Any]) -> dict[str, Plot]:
-    """By the file's name."""
-    visits = result["visits"]
-    place = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
+def plots(*results: Mapping[str, Any]) -> dict[str, Plot]:
+    """By the file's name, of one kind of machine."""
+    visits = [visit for result in results for visit in result["visits"]]
+    machine = results[0]["machine"]
+    place = f"{machine['processor']}, {machine['cores']} cores"
     speeds = points(visits, STREAMS, "output_tok_per_s")
     gaps = points(visits, CONTEXT, "itl_ms", "p50")
     found = {
@@ -119,11 +120,11 @@ def plots(result: Mapping[str, Any]) -> dict[str, Plot]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name, plot in plots(json.loads(args.result.read_text())).items():
+    for name, plot in plots(*(json.loads(path.read_text()) for path in args.results)).items():
         (args.folder / name).write_text(plot.svg())
         print(args.folder / name)
 

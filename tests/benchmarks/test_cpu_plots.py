@@ -43,6 +43,11 @@ def test_a_result_without_sweeps_has_nothing_to_draw() -> None:
     assert plots({**RESULT, "visits": [{"server": "headrace", "runs": {"c8": run(100.0)}}]}) == {}
 
 
+def test_several_results_are_drawn_as_one() -> None:
+    vllm = {**RESULT, "visits": [{"server": "vllm", "runs": {"streams-1": run(50.0)}}]}
+    assert set(plots(RESULT, vllm)["streams.svg"].series) == {"headrace", "llama", "vllm"}
+
+
 @pytest.mark.parametrize(("largest", "step"), [(0.9, 0.2), (7.0, 2.0), (12.0, 2.0), (100.0, 20.0), (640.0, 200.0)])
 def test_steps_are_round(largest: float, step: float) -> None:
     assert nice_step(largest) == pytest.approx(step)
