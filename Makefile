@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint types fmt bench fuzz clean
+.PHONY: help setup serve test lint types fmt bench fuzz pins clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,16 +14,19 @@ $(BIN)/python:
 	@# Debian's python3 can lack ensurepip, and leaves half an environment that must not look like a whole one.
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
+# The versions that the tests last passed with: a release of somebody else's must not change what a commit does.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 NATIVE := setup.py $(wildcard engine/native/*.cpp engine/native/*.hpp)
 
-.venv/.installed: pyproject.toml $(NATIVE) | $(BIN)/python
+.venv/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	@echo "installing into .venv; the first time this takes minutes" >&2
 	@command -v c++ >/dev/null || echo "make: there is no C++ compiler: quantised models will run three times slower; on Debian and Ubuntu: apt install g++, then make clean" >&2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/.developed: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 .venv-clients/.installed: tests/clients/requirements.txt | $(BIN)/python
@@ -64,6 +67,11 @@ bench: .venv/.developed ## our server on this CPU beside the peers that are inst
 
 fuzz: .venv/.developed ## 20,000 requests made from our own /openapi.json, right and wrong (ARGS="--requests 1000 --seed 2")
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+pins: .venv/.developed ## constraints.txt anew, with the newest releases that pyproject.toml allows; torch stays free
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	{ echo "# What the tests last passed with, by 'make pins'. torch comes in a build for each device: not named here."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -ivE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)=='; } > constraints.txt
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .venv-clients tests/clients/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

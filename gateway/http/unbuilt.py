@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _OPENAI = (
-    *("agents", "assistants", "audio", "batches", "chatkit", "containers", "content_provenance_checks"),
+    *("agents", "assistants", "audio", "batches", "chatkit", "compliance", "containers", "content_provenance_checks"),
     *("conversations", "decisions", "evals", "files", "fine_tuning", "images", "live", "moderations", "organization"),
     *("projects", "realtime", "safety", "skills", "threads", "uploads", "vaults", "vector_stores", "videos"),
     *("webhook_endpoints", "webhook_event_types"),
