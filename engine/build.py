@@ -42,6 +42,7 @@ CPU_SEQS, GPU_SEQS = 64, 256
 CPU_STEP_TOKENS = 256
 CPU_WIDENED_SHARE = 0.5  # of the memory that is available, for quantised weights that need not be widened
 GPU_STEP_TOKENS = 4096  # a tenth of a second for 8B parameters on an H100: docs/log.md
+MIXED_PROMPT_TOKENS = 512  # 11 ms beside the decodes, there
 GIB = 1 << 30
 REMEDIES = (
     "raise --gpu-memory-fraction, lower --max-step-tokens or --max-seqs, choose a smaller model or a narrower --dtype, "
@@ -264,6 +265,7 @@ def _limits(config: EngineConfig, spec: ModelSpec, host: Host) -> Limits:
     return Limits(
         max_seqs=config.max_seqs or (CPU_SEQS if on_cpu else GPU_SEQS),
         max_step_tokens=config.max_step_tokens or (CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS),
+        mixed_prompt_tokens=config.mixed_prompt_tokens or MIXED_PROMPT_TOKENS,
         max_model_len=wanted,
         block_size=config.block_size,
         max_waiting=config.max_waiting,

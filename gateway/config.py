@@ -129,6 +129,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         CountOrAuto, Meta(description="Most sequences computed at the same time; 0: 256 on a GPU, 64 on a CPU.")
     ] = 0
     max_step_tokens: Annotated[CountOrAuto, Meta(description="Most tokens of one step; 0: chosen by the engine.")] = 0
+    mixed_prompt_tokens: Annotated[
+        CountOrAuto,
+        Meta(
+            description="Most prompt tokens of a step in which others decode, unless more prompt tokens wait than one "
+            "step takes; fewer give a shorter inter-token latency, more a shorter time to first token; 0: 512."
+        ),
+    ] = 0
     block_size: Annotated[Count, Meta(description="Tokens of one block of the KV cache.")] = 16
     kv_cache_memory: Annotated[
         Size, Meta(description="Memory of the KV cache, such as 2GiB; 0: chosen from what is free.")

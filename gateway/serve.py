@@ -187,6 +187,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_model_len=config.max_model_len,
         max_seqs=config.max_seqs,
         max_step_tokens=config.max_step_tokens,
+        mixed_prompt_tokens=config.mixed_prompt_tokens,
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,

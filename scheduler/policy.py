@@ -22,6 +22,17 @@ def chunk_size(start: int, remaining: int, limit: int, block_size: int) -> int:
     return end - start if end > start else limit
 
 
+def is_burst(waiting: int, step_tokens: int, already: bool) -> bool:
+    """Whether `waiting` prompt tokens are a burst: more than a whole step takes, and then until half a step is left."""
+    return waiting > (step_tokens // 2 if already else step_tokens)
+
+
+def prompt_budget(budget: int, num_decodes: int, cap: int | None, burst: bool) -> int:
+    """How many prompt tokens a step takes. Every decode waits for its step's prompts: with few prompts waiting, several
+    short steps keep the inter-token latency even; a burst is through sooner in whole ones."""
+    return budget if cap is None or burst or num_decodes == 0 else min(budget, cap)
+
+
 def has_room(num_new: int, num_free_hits: int, num_free: int, reserve: int) -> bool:
     """Whether a sequence may enter that needs `num_new` blocks beside its prefix hits.
 

@@ -33,6 +33,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_model_len: int = 0  # 0: the model's own context, or less where the cache holds less
     max_seqs: int = 0  # 0: chosen by the engine
     max_step_tokens: int = 0  # 0: chosen by the engine
+    mixed_prompt_tokens: int = 0  # 0: chosen by the engine
     max_waiting: int = 1024
     max_waiting_tokens: int = 1 << 20
     prefix_caching: bool = True

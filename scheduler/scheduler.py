@@ -75,6 +75,7 @@ class Scheduler:
         self._last_step = 0  # of the last plan made; the fence of whatever is released now
         self._last_order = 0
         self._last_victim: int | None = None
+        self._burst = False  # more prompt tokens than one step takes have come, and are not through yet
         self._counters = Counters()
         self._rate = TokenRate()
 
@@ -170,6 +171,7 @@ class Scheduler:
         if not calm:
             self._make_room(num_growing)
         self._plan_decodes(draft, decodes)
+        draft.budget = self._prompt_budget(draft, prompts)
         self._plan_prompts(draft, prompts)
         if calm:
             self._plan_admissions(draft)
@@ -223,6 +225,11 @@ class Scheduler:
                 new_blocks = grown
                 seq.blocks += grown
             self._work(draft, seq, 1, new_blocks)
+
+    def _prompt_budget(self, draft: _Draft, prompts: list[Sequence]) -> int:
+        waiting = self._queue.num_tokens + sum([len(seq.tokens) - seq.computed for seq in prompts])
+        self._burst = policy.is_burst(waiting, self.limits.max_step_tokens, self._burst)
+        return policy.prompt_budget(draft.budget, len(draft.works), self.limits.mixed_prompt_tokens, self._burst)
 
     def _plan_prompts(self, draft: _Draft, prompts: list[Sequence]) -> None:
         prompts.sort(key=lambda seq: (seq.priority, seq.order))

@@ -63,6 +63,7 @@ class Limits:
     max_waiting: int = 1024  # queued sequences; one more is refused
     max_waiting_tokens: int = 1 << 20  # queued prompt tokens; one more is refused
     watermark: float = 0.01  # share of all blocks kept free at admission, for running sequences to grow into
+    mixed_prompt_tokens: int | None = None  # prompt tokens beside decodes in a step, unless a burst waits; None: no cap
     chunk_cap: int | None = None  # most prompt tokens of one sequence in a step while others wait; None: no cap
     prefix_caching: bool = True
 

@@ -194,6 +194,7 @@ cases = st.builds(
         block_size=st.integers(1, 4),
         max_waiting=st.integers(3, 12),
         watermark=st.sampled_from([0.0, 0.2]),
+        mixed_prompt_tokens=st.one_of(st.none(), st.integers(1, 6)),
         chunk_cap=st.one_of(st.none(), st.integers(1, 6)),
         prefix_caching=st.booleans(),
     ),

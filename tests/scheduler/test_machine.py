@@ -52,6 +52,7 @@ limits = st.builds(
     max_waiting=st.integers(3, 12),
     max_waiting_tokens=st.integers(20, 100),
     watermark=st.sampled_from([0.0, 0.0, 0.2]),
+    mixed_prompt_tokens=st.one_of(st.none(), st.integers(1, 6)),
     chunk_cap=st.one_of(st.none(), st.integers(1, 6)),
     prefix_caching=st.booleans(),
 )
