@@ -2,6 +2,7 @@
 
     python -m benchmarks.gateway_cost
     python -m benchmarks.gateway_cost --streams 256 --tokens 128 --step-ms 12 --clients 2
+    python -m benchmarks.gateway_cost --streams 16 --step-ms 10 --burst 512     so many requests come while streams run
 
 Its CPU time is the figure to look at: on a small machine all three share the cores, and rates say more of those.
 us/token: processor time of the gateway for one more token of a stream, from answers of two lengths; us/request: what
@@ -67,6 +68,16 @@ class Cost:
     itl_p99_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Burst:
+    endpoint: str
+    streams: int
+    requests: int
+    longest_gap_ms: float  # of any stream that ran before
+    first_ttft_ms: float  # of the requests that came
+    ttft_p99_ms: float
+
+
 def serve(port: int, step_ms: float) -> int:
     """The gateway, in this process."""
     from gateway.cli import configure_logging
@@ -109,10 +120,12 @@ class Bench:
         self._pid, self._port, self._args, self._pool = pid, port, args, pool
         self._rng = random.Random(args.seed)
 
+    def bodies(self, endpoint: str, num: int, tokens: int) -> list[bytes]:
+        texts = [" " + " ".join(self._rng.choices(WORDS, k=self._args.words)) for _ in range(num)]
+        return [body(MODEL, endpoint, text, tokens) for text in texts]
+
     def run(self, endpoint: str, streams: int, tokens: int, turns: int = 1) -> Run:
-        num = self._args.clients
-        texts = [" " + " ".join(self._rng.choices(WORDS, k=self._args.words)) for _ in range(streams)]
-        bodies = [body(MODEL, endpoint, text, tokens) for text in texts]
+        num, bodies = self._args.clients, self.bodies(endpoint, streams, tokens)
         start_at = time.monotonic() + LEAD_S
         work = [Work(self._port, PATHS[endpoint], bodies[place::num], turns, start_at) for place in range(num)]
         asked = [self._pool.submit(drive, each) for each in work]
@@ -128,6 +141,19 @@ class Bench:
         events, reads = sum(each.events for each in seen), sum(each.reads for each in seen)
         gaps = sorted(gap for each in seen for gap in each.itl_s)
         return Run(got, streams * turns, wall, spent, events, reads, ttft, gaps[int(len(gaps) * 0.99)] * 1e3)
+
+    def burst(self, endpoint: str, streams: int) -> Burst:
+        """Streams run from one client; in their middle, another sends many requests at one moment."""
+        args, path = self._args, PATHS[endpoint]
+        start_at = time.monotonic() + 2 * LEAD_S
+        middle = start_at + args.tokens * args.step_ms / 1e3 / 2
+        steady = Work(self._port, path, self.bodies(endpoint, streams, args.tokens), 1, start_at)
+        sudden = Work(self._port, path, self.bodies(endpoint, args.burst, SHORT), 1, middle)
+        running, coming = (self._pool.submit(drive, work) for work in (steady, sudden))
+        ttft = sorted(coming.result().ttft_s)
+        first, last = ttft[0], ttft[int(len(ttft) * 0.99)]
+        gap_ms = max(running.result().itl_s) * 1e3
+        return Burst(endpoint, streams, args.burst, *(round(ms, 1) for ms in (gap_ms, first * 1e3, last * 1e3)))
 
     def cost(self, endpoint: str, streams: int) -> Cost:
         """Processor time: of the cheapest rounds, for what else the machine does can only add to it."""
@@ -173,6 +199,20 @@ def measure(args: argparse.Namespace) -> list[Cost]:
     return rows
 
 
+def measure_bursts(args: argparse.Namespace) -> list[Burst]:
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    with gateway(args.step_ms) as (pid, port), ProcessPoolExecutor(2, context) as pool:
+        bench = Bench(pid, port, args, pool)
+        for endpoint in args.endpoints:
+            bench.run(endpoint, 64, 32)
+            for streams in args.streams:
+                for _ in range(args.rounds):
+                    rows.append(bench.burst(endpoint, streams))
+                    print("  ".join(f"{name} {value}" for name, value in asdict(rows[-1]).items()), flush=True)
+    return rows
+
+
 def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
@@ -188,12 +228,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=1, help="processes")
     parser.add_argument("--endpoints", type=lambda text: text.split(","), default=[*PATHS])
+    parser.add_argument("--burst", type=int, default=0, help="measure that many requests that come while streams run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         sys.exit(serve(args.serve, args.step_ms))
-    rows = measure(args)
+    rows = measure_bursts(args) if args.burst else measure(args)
     summary = {"benchmark": "gateway_cost", "cores": os.cpu_count(), "python": sys.version.split()[0]}
     print(json.dumps({**summary, "rows": [asdict(row) for row in rows]}))
 

@@ -12,6 +12,7 @@ from gateway.engines.client import EngineClient
 from gateway.http.drain import Drain
 from gateway.http.keys import Keys
 from gateway.http.ratelimit import RateLimits
+from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
 
@@ -67,3 +68,4 @@ class Services:
     wall_clock: Callable[[], float] = time.time
     random_bits: Callable[[int], int] = secrets.randbits
     version: str = field(default_factory=installed_version)
+    turnstile: Turnstile = field(default_factory=Turnstile)

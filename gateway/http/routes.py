@@ -62,6 +62,7 @@ class Endpoint(ABC):
         services = self._services
         call = Call(exchange_of(scope), Headers(scope=scope).get("x-headrace-explain", "0") not in ("", "0", "false"))
         call.exchange.endpoint = self._name
+        await services.turnstile.enter()
         check_open(services)
         body = await read_body(scope, receive, services.settings)
         try:
@@ -108,7 +109,7 @@ class Endpoint(ABC):
         services = self._services
         services.metrics.stream_opened()
         try:
-            with services.drain.when_forced(lambda: call.stop("draining", services)):
+            with services.turnstile.stream(), services.drain.when_forced(lambda: call.stop("draining", services)):
                 await response(scope, receive, send)
         except SendTimeout:
             slow = faults.slow_reader(services.settings.slow_reader_bytes)
