@@ -42,7 +42,7 @@ CPU_SEQS, GPU_SEQS = 64, 256
 CPU_STEP_TOKENS = 256
 CPU_WIDENED_SHARE = 0.5  # of the memory that is available, for quantised weights that need not be widened
 GPU_STEP_TOKENS = 4096  # a tenth of a second for 8B parameters on an H100: docs/log.md
-MIXED_PROMPT_TOKENS = 512  # 11 ms beside the decodes, there
+MIXED_PROMPT_TOKENS = 512  # with 64 decodes, a step of 16 ms there
 GIB = 1 << 30
 REMEDIES = (
     "raise --gpu-memory-fraction, lower --max-step-tokens or --max-seqs, choose a smaller model or a narrower --dtype, "
