@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ class EmbeddingsWire:
     def opening(self) -> bytes:
         return b""
 
-    def events(self, delta: Delta, usage: openai.Usage) -> bytes:
+    def events(self, delta: Delta, usage: Callable[[], openai.Usage]) -> bytes:
         return b""
 
     def ending(self, usage: openai.Usage) -> bytes:

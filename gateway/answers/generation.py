@@ -71,8 +71,8 @@ class Generation:
         """Or else only prompts are read."""
         return any(params.max_tokens for params in self._job.params)
 
-    @property
     def usage(self) -> Usage:
+        """So far."""
         exchange = self._exchange
         reasoning = sum(choice.num_reasoning for choice in self.choices)
         return usage(exchange.prompt_tokens, exchange.generated_tokens, exchange.cached_tokens, reasoning)

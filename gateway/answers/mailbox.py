@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.answers.choice import Delta
 from gateway.errors import ApiError
@@ -22,6 +23,7 @@ class Mailbox:
         self._num_bytes = 0
         self._error: ApiError | None = None
         self._reader: asyncio.Future[None] | None = None  # while it waits
+        self.shortcut: Callable[[], bool] | None = None  # may take what would wake the reader: whether it did
 
     def put(self, delta: Delta) -> None:
         """Raises SlowReader over the cap; the delta is kept all the same."""
@@ -30,7 +32,7 @@ class Mailbox:
             unread = self._unread[delta.index] = Delta(delta.index)
             self._texts[delta.index] = []
         self._merge(unread, delta)
-        self._wake()
+        self._wake(delta.finish is None)
 
     def put_text(self, index: int, text: str) -> None:
         """As `put` of a delta that is nothing but text, in less time."""
@@ -40,10 +42,12 @@ class Mailbox:
             texts = self._texts[index] = []
         texts.append(text)
         self._num_bytes += len(text)
-        self._wake()
+        self._wake(True)
 
-    def _wake(self) -> None:
+    def _wake(self, goes_on: bool) -> None:
         if self._reader is not None and not self._reader.done():
+            if goes_on and self.shortcut is not None and self.shortcut():
+                return
             self._reader.set_result(None)
         if self._max_bytes is not None and self._num_bytes > self._max_bytes:
             raise SlowReader
@@ -86,6 +90,10 @@ class Mailbox:
     async def take(self) -> list[Delta]:
         """Waits for anything new; never empty. Raises the error that ended the request, after what came before it."""
         await self.filled()
+        return self.take_now()
+
+    def take_now(self) -> list[Delta]:
+        """What there is."""
         deltas = list(self._unread.values())
         for delta in deltas:
             delta.text = "".join(self._texts[delta.index])

@@ -101,7 +101,8 @@ class Endpoint(ABC):
         settings = self._services.settings
         await first_output(generation, settings.ping_s)
         stream = EventStream(generation, wire, call.exchange)
-        return EventResponse(stream.events(), headers, ping_s=settings.ping_s, send_timeout_s=settings.send_timeout_s)
+        limits = {"ping_s": settings.ping_s, "send_timeout_s": settings.send_timeout_s}
+        return EventResponse(stream.events(), headers, **limits, offer=stream.send_by)
 
     async def _send_events(
         self, call: Call, response: EventResponse, scope: Scope, receive: Receive, send: Send

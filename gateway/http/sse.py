@@ -8,10 +8,11 @@ does the same, puts a cancel scope around each send; that took a fifth of the ga
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.http.direct import Line, line_of
 from gateway.http.race import disconnected
 
 PING = b": ping\n\n"  # a comment: every client must skip it
@@ -28,13 +29,25 @@ class SendTimeout(Exception):
 
 
 class EventResponse:
-    """An ASGI application that sends one stream. Returns when it is sent, or its client has left."""
+    """An ASGI application that sends one stream. Returns when it is sent, or its client has left.
+
+    Also the Line that it offers to whoever has the events, once the head is sent: what is written there need not wait
+    for the turn of a task.
+    """
 
     def __init__(
-        self, events: AsyncGenerator[bytes], headers: Mapping[str, str], *, ping_s: float, send_timeout_s: float
+        self,
+        events: AsyncGenerator[bytes],
+        headers: Mapping[str, str],
+        *,
+        ping_s: float,
+        send_timeout_s: float,
+        offer: Callable[[Line], None] | None = None,
     ) -> None:
         """0: no heart-beats; sends without a bound."""
         self._events = events
+        self._offer = offer
+        self._line: Line | None = None
         self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._headers += [(name.encode(), value.encode()) for name, value in HEADERS.items() if name not in headers]
         self._ping_s = ping_s
@@ -46,6 +59,7 @@ class EventResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises SendTimeout, and what the events or a send raise."""
         gone = asyncio.create_task(disconnected(receive))
+        self._line = line_of(scope)
         writer = asyncio.create_task(self._write(send))
         ticker = asyncio.create_task(self._tick(send, writer))
         try:
@@ -64,12 +78,25 @@ class EventResponse:
         clock, sending = asyncio.get_running_loop().time, self._sending
         async with sending:
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        if self._line is not None and self._offer is not None:
+            self._offer(self)
         async for data in self._events:
+            if self.is_free():
+                self.write(data)
+                continue
             async with sending:
                 self._sent_at = clock()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         async with sending:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def is_free(self) -> bool:
+        return self._line is not None and not self._sending.locked() and self._line.is_free()
+
+    def write(self, data: bytes) -> None:
+        assert self._line is not None
+        self._sent_at = asyncio.get_running_loop().time()
+        self._line.write(data)
 
     async def _tick(self, send: Send, writer: asyncio.Task[None]) -> None:
         limits = [limit for limit in (self._ping_s, self._send_timeout_s) if limit > 0]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LEAST = 8  # that pass in a turn
-SHARE = 8  # streams for which one more may pass: they take the larger part of such a turn themselves
+SHARE = 4  # streams for which one more may pass
 
 
 class Turnstile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -55,13 +55,13 @@ class MessagesWire:
         """The first event tells of cached tokens, which are known with the first delta."""
         return b""
 
-    def events(self, delta: Delta, usage: openai.Usage) -> bytes:
+    def events(self, delta: Delta, usage: Callable[[], openai.Usage]) -> bytes:
         return b"".join(map(named_event, self._events(delta, usage)))
 
-    def _events(self, delta: Delta, usage: openai.Usage) -> Iterator[Event]:
+    def _events(self, delta: Delta, usage: Callable[[], openai.Usage]) -> Iterator[Event]:
         if not self._has_begun:
             self._has_begun = True
-            yield Event("message_start", message=Message(self.head.id, self.head.model, [], told_usage(usage)))
+            yield Event("message_start", message=Message(self.head.id, self.head.model, [], told_usage(usage())))
         for part in answer_parts(delta):
             yield from self._part(part)
         if delta.finish is not None:

@@ -467,6 +467,8 @@ def completion_prompts(prompt: Any, vocab_size: int) -> list[Prompt]:
 def check_ids(param: str, tokens: Any, vocab_size: int) -> list[int]:
     if not isinstance(tokens, list):
         raise invalid(param, f"Invalid value for {param}: expected an array of token ids.", "invalid_type")
+    if set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab_size:
+        return tokens
     for index, token in enumerate(tokens):
         _check_id(f"{param}[{index}]", token, vocab_size)
     return tokens

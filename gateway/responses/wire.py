@@ -45,7 +45,7 @@ class ResponsesWire:
         base = self.base
         return self._sent(ResponseEvent(type=f"response.{name}", response=base) for name in ("created", "in_progress"))
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
         self._is_cut = self._is_cut or delta.finish == "length"
         return self._sent(self.output.push(answer_parts(delta), self._logprobs_of(delta)))
 
@@ -73,7 +73,7 @@ class ResponsesWire:
 
     def whole(self, deltas: Sequence[Delta], usage: Usage) -> bytes:
         for delta in deltas:
-            self.events(delta, usage)
+            self.events(delta, lambda: usage)
         self._sent(self.output.finish("incomplete" if self._is_cut else "completed"))
         return encode(self._ended(usage))
 

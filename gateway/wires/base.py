@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from msgspec import UNSET, UnsetType
@@ -49,7 +50,12 @@ def fingerprint(services: Services) -> str:
     parts = [services.model.name, services.version]
     if ready is not None:
         parts += [ready.architecture, ready.device, ready.dtype, ready.attention, str(ready.num_parameters)]
-    return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return _digest("\0".join(parts))
+
+
+@lru_cache(16)
+def _digest(text: str) -> str:
+    return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Wire(Protocol):
@@ -62,8 +68,8 @@ class Wire(Protocol):
     def opening(self) -> bytes:
         """Before the first delta. Empty: nothing."""
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
-        """What a delta brings; usage as it is so far. Empty: nothing yet."""
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
+        """What a delta brings; usage as it is so far, for who tells it. Empty: nothing yet."""
 
     def ending(self, usage: Usage) -> bytes:
         """After every choice has finished."""

@@ -3,7 +3,7 @@ chunk with its finish_reason; the usage where it was asked for; [DONE]."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -65,11 +65,11 @@ class ChatWire:
     def opening(self) -> bytes:
         return b""
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
         return b"".join(self._chunk(choice, usage) for choice in self._choices(delta))
 
-    def _chunk(self, choice: ChatChunkChoice, usage: Usage) -> bytes:
-        told = (usage if self.wants.usage_on_each else None) if self.wants.usage else UNSET
+    def _chunk(self, choice: ChatChunkChoice, usage: Callable[[], Usage]) -> bytes:
+        told = (usage() if self.wants.usage_on_each else None) if self.wants.usage else UNSET
         ids = self._prompt_ids() if choice.delta is _ROLE and choice.index == 0 else UNSET
         return event(self.head.reply("chat.completion.chunk", [choice], told, ids))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -45,9 +45,9 @@ class CompletionWire:
     def opening(self) -> bytes:
         return b""
 
-    def events(self, delta: Delta, usage: Usage) -> bytes:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
         self._remember(delta)
-        told = (usage if self.wants.usage_on_each else None) if self.wants.usage else UNSET
+        told = (usage() if self.wants.usage_on_each else None) if self.wants.usage else UNSET
         return b"".join(event(self.head.reply("text_completion", [each], told)) for each in self._choices(delta))
 
     def _choices(self, delta: Delta) -> Iterator[CompletionChoice]:
