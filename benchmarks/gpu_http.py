@@ -30,7 +30,9 @@ READY_S = 240.0
 STOP_S = 20.0
 LEAD_S = 0.3  # from the last client's word that it is ready
 TICKS = os.sysconf("SC_CLK_TCK")
-SERIES = re.compile(r'^headrace_(step_seconds|batch_size)_(sum|count)(?:\{kind="(\w+)"\})? (\S+)$', re.MULTILINE)
+SERIES = re.compile(
+    r'^headrace_(step_seconds|batch_size)_(sum|count)\{(?:[^}]*kind="(\w+)")?[^}]*\} (\S+)$', re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)

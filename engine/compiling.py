@@ -76,6 +76,11 @@ class CompileQueue:
         self._cache: OrderedDict[str, Compilation] = OrderedDict()
         self._pending: list[Pending] = []
 
+    @property
+    def num_waiting(self) -> int:
+        """Sequences."""
+        return sum(len(one.seqs) for one in self._pending)
+
     def learn(self, vocabulary: Vocabulary) -> None:
         """The first counts; another gateway of the same model has nothing else to say."""
         if self._compile is None:

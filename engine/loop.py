@@ -222,15 +222,19 @@ class Loop:
             if connection in outputs:
                 outputs[connection].append(_output(event))
         self._last_sent = self._clock()
-        stats = self._scheduler.stats()
+        stats = self._stats()
         for index, (connection, batch) in enumerate(outputs.items()):
             record = step if index == 0 else None
             for frame in _frames(batch, record, stats):
                 self._server.send(connection, frame)
 
+    def _stats(self) -> EngineStats:
+        stats, compiling = self._scheduler.stats(), self._grammars.num_waiting
+        return msgspec.structs.replace(stats, compiling=compiling) if compiling else stats
+
     def _tell_all(self) -> None:
         self._last_sent = self._clock()
-        stats = self._scheduler.stats()
+        stats = self._stats()
         for connection in self._server.connections:
             self._server.send(connection, Outputs([], [], stats))
 

@@ -151,6 +151,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     max_wait: Annotated[Seconds, Meta(description="Seconds a request may wait in the queue; 0: no limit.")] = 300.0
 
+    vllm_metric_names: Annotated[
+        bool, Meta(description="Tell in /metrics what vLLM's dashboards ask for under its names too.")
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe messages to log.")
     ] = "info"

@@ -1,22 +1,29 @@
 """Every Prometheus series of the server, one function an event. Engines only count; all series live here.
 
-Labels are bounded: endpoint, outcome, reason, cause and kind come from the sets below, never from a request.
+Labels are bounded: endpoint, outcome, reason, cause and kind come from the sets below, never from a request. To a
+scraper that speaks OpenMetrics, a bucket names a request that fell into it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Set
+
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
-    generate_latest,
+    exposition,
 )
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway import buckets
+from gateway.gpus import GpuCollector
 from gateway.tallies import Tally, TallyHistogram
+from gateway.vllm_names import VllmNames
 from scheduler.protocol import EngineStats, FirstToken, StepRecord
 
 ENDPOINTS = frozenset(
@@ -55,11 +62,23 @@ REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "eng
 RATE_LIMITS = frozenset({"requests", "tokens", "concurrency"})
 ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed", "cancelled"})
 STEP_KINDS = frozenset({"prefill", "decode", "mixed"})
+FINISHES = frozenset({"stop", "length", "abort", "error"})
+ENGINE_SERIES = frozenset(
+    f"headrace_{name}"
+    for name in (
+        *("engine_up", "engine_restarts", "requests_running", "requests_waiting", "waiting_tokens"),
+        *("kv_blocks_used", "kv_blocks_cached", "kv_blocks", "steps", "failed_steps", "preemptions"),
+        *("recomputed_tokens", "prefix_queries", "prefix_hits", "step_seconds", "step_tokens", "batch_size"),
+    )
+)
+WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
 OTHER = "other"
-NO_STATS = EngineStats(*([0] * len(EngineStats.__struct_fields__)))
+NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+MAX_TENANTS = 64  # keys with series of their own; the others are one
+MAX_EXEMPLAR = 128  # characters of names and values together, by the OpenMetrics specification
 
 
-def bounded(value: str, allowed: frozenset[str]) -> str:
+def bounded(value: str, allowed: Set[str]) -> str:
     return value if value in allowed else OTHER
 
 
@@ -69,21 +88,48 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
-        self.content_type = CONTENT_TYPE_LATEST
+        self.model = ""  # the label of all series; known when the model is
+        self._vllm_names: VllmNames | None = None
+        self._tenants: set[str] = set()
         self._last = NO_STATS
         self._create_request_series()
         self._create_latency_series()
         self._create_step_series()
         self._create_engine_series()
+        ProcessCollector(registry=self.registry)
+        GpuCollector(self.registry)
 
-    def render(self) -> bytes:
-        return generate_latest(self.registry)
+    def also_as_vllm(self) -> None:
+        """From now on, what vLLM's dashboards ask for is told under its names too."""
+        self._vllm_names = VllmNames(self.registry, self.model)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(f"headrace_{name}", text, labels, registry=self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page and its content type, in the format that an Accept header asks for."""
+        if "application/openmetrics-text" not in accept:
+            return exposition.generate_latest(self), exposition.CONTENT_TYPE_PLAIN_0_0_4
+        # "allow-utf-8" changes none of our names. The default makes underscores of the colons of samples (0.26).
+        page: bytes = openmetrics.generate_latest(self, openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
+        return page, openmetrics.CONTENT_TYPE_LATEST
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"headrace_{name}", text, registry=self.registry)
+    def collect(self) -> Iterator[Metric]:
+        for family in self.registry.collect():
+            labels = {"model": self.model}
+            if family.name in ENGINE_SERIES:
+                labels["engine"] = "0"
+            family.samples = [sample._replace(labels={**labels, **sample.labels}) for sample in family.samples]
+            yield family
+        if self._vllm_names is not None:
+            yield from self._vllm_names.collect()
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[str] = ()) -> Counter:
+        """values: of its only label, whose series are there from the start, or a first event would be no increase."""
+        counter = Counter(f"headrace_{name}", text, labels, registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, bounds: tuple[float, ...] | tuple[int, ...], labels: tuple[str, ...] = ()
@@ -92,9 +138,15 @@ class Metrics:
 
     def _create_request_series(self) -> None:
         self._requests = self._counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
-        self._rejections = self._counter("rejections", "Requests refused before any work.", ("reason",))
-        self._rate_limited = self._counter("rate_limited", "Requests refused for their client's own limits.", ("kind",))
-        self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",))
+        self._rejections = self._counter("rejections", "Requests refused before any work.", ("reason",), REJECTIONS)
+        self._rate_limited = self._counter(
+            "rate_limited", "Requests refused for their client's own limits.", ("kind",), RATE_LIMITS
+        )
+        self._choices = self._counter("choices", "Choices ended, by why.", ("finish_reason",), FINISHES)
+        self._tenant_requests = self._counter("tenant_requests", "Requests ended, by the name of their key.", ("key",))
+        self._tenant_prompt_tokens = self._counter("tenant_prompt_tokens", "Prompt tokens of such requests.", ("key",))
+        self._tenant_tokens = self._counter("tenant_generation_tokens", "Tokens generated for them.", ("key",))
+        self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",), ABORTS)
         self._streams_open = self._gauge("streams_open", "Event streams being sent.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Of those, found in the prefix cache.")
@@ -115,11 +167,21 @@ class Metrics:
         self._e2e = self._histogram("e2e_seconds", "From arrival to the last byte.", buckets.REQUEST_S)
         self._queue = self._histogram("queue_seconds", "Waiting in the engine's queue.", buckets.REQUEST_S)
         self._prefill = self._histogram("prefill_seconds", "From admission to the first token.", buckets.REQUEST_S)
+        self._decode = self._histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
+        self._loop_lag = TallyHistogram(
+            "headrace_event_loop_lag_seconds",
+            "How late the gateway's event loop looks at a timer.",
+            buckets.LOOP_LAG_S,
+            self.registry,
+        )
         self._prompt_length = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a prompt.", buckets.TOKENS_OF_REQUEST
         )
         self._answer_length = self._histogram(
             "request_generation_tokens", "Tokens of a choice.", buckets.TOKENS_OF_REQUEST
+        )
+        self._longest = self._histogram(
+            "request_longest_generation_tokens", "Tokens of a request's longest choice.", buckets.TOKENS_OF_REQUEST
         )
 
     def _create_step_series(self) -> None:
@@ -133,11 +195,17 @@ class Metrics:
         self._engine_up = self._gauge("engine_up", "1 while the engine takes work.")
         self._engine_restarts = self._counter("engine_restarts", "Times that the engine was started again.")
         self._running = self._gauge("requests_running", "Sequences that hold a slot of the engine.")
-        self._waiting = self._gauge("requests_waiting", "Sequences in the engine's queue.")
+        self._waiting = self._gauge(
+            "requests_waiting",
+            "Sequences that wait, by what for: their turn in a step, a row of the batch, KV blocks, the first of "
+            "their request's choices, their grammar.",
+            ("reason",),
+        )
+        self._set_waiting(NO_STATS)
         self._waiting_tokens = self._gauge("waiting_tokens", "Prompt tokens in the engine's queue.")
         self._blocks_used = self._gauge("kv_blocks_used", "KV blocks held by sequences.")
         self._blocks_cached = self._gauge("kv_blocks_cached", "Free KV blocks that a prefix still finds.")
-        self._blocks_total = self._gauge("kv_blocks_total", "KV blocks of the engine.")
+        self._blocks_total = self._gauge("kv_blocks", "KV blocks of the engine.")
         self._since_start = {
             "steps": self._counter("steps", "Engine steps."),
             "failed_steps": self._counter("failed_steps", "Engine steps that failed."),
@@ -156,7 +224,7 @@ class Metrics:
 
     def on_stats(self, stats: EngineStats) -> None:
         self._running.set(stats.running)
-        self._waiting.set(stats.waiting)
+        self._set_waiting(stats)
         self._waiting_tokens.set(stats.waiting_tokens)
         self._blocks_used.set(stats.blocks_used)
         self._blocks_cached.set(stats.blocks_cached)
@@ -167,10 +235,18 @@ class Metrics:
         for name, counter in self._since_start.items():
             counter.inc(max(0, getattr(stats, name) - getattr(before, name)))
 
+    def _set_waiting(self, stats: EngineStats) -> None:
+        found = dict.fromkeys(WAIT_REASONS, 0)
+        found[stats.waits_for] = stats.waiting - stats.parked
+        found["choice"], found["grammar"] = stats.parked, stats.compiling
+        for reason in WAIT_REASONS:
+            self._waiting.labels(reason).set(found[reason])
+
     def engine_up(self, up: bool) -> None:
         self._engine_up.set(1 if up else 0)
         if not up:
-            for gauge in (self._running, self._waiting, self._waiting_tokens, self._blocks_used, self._blocks_cached):
+            self._set_waiting(NO_STATS)
+            for gauge in (self._running, self._waiting_tokens, self._blocks_used, self._blocks_cached):
                 gauge.set(0)
 
     def engine_restarted(self) -> None:
@@ -179,10 +255,18 @@ class Metrics:
 
     # requests
 
-    def request_ended(self, endpoint: str, outcome: str, seconds: float) -> None:
+    def request_ended(self, endpoint: str, outcome: str, seconds: float, request_id: str) -> None:
         self._requests.labels(bounded(endpoint, ENDPOINTS), bounded(outcome, OUTCOMES)).inc()
         if outcome in ("stop", "length"):
-            self._e2e.observe(seconds)
+            self._e2e.observe(seconds, exemplar(request_id))
+
+    def tenant_ended(self, key: str, prompt_tokens: int, generated_tokens: int) -> None:
+        if len(self._tenants) < MAX_TENANTS:
+            self._tenants.add(key)
+        name = bounded(key, self._tenants)
+        self._tenant_requests.labels(name).inc()
+        self._tenant_prompt_tokens.labels(name).inc(prompt_tokens)
+        self._tenant_tokens.labels(name).inc(generated_tokens)
 
     def rejected(self, reason: str) -> None:
         self._rejections.labels(bounded(reason, REJECTIONS)).inc()
@@ -199,16 +283,16 @@ class Metrics:
     def stream_closed(self) -> None:
         self._streams_open.dec()
 
-    def prompt_computed(self, prompt_tokens: int, first: FirstToken) -> None:
+    def prompt_computed(self, prompt_tokens: int, first: FirstToken, request_id: str) -> None:
         """Once a prompt, with the first token of its leader."""
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(first.cached_tokens)
         self._prompt_length.observe(prompt_tokens)
-        self._queue.observe(first.queued_s)
-        self._prefill.observe(first.prefill_s)
+        self._queue.observe(first.queued_s, exemplar(request_id))
+        self._prefill.observe(first.prefill_s, exemplar(request_id))
 
-    def first_token(self, seconds: float) -> None:
-        self._ttft.observe(seconds)
+    def first_token(self, seconds: float, request_id: str) -> None:
+        self._ttft.observe(seconds, exemplar(request_id))
 
     def tokens(self, num_used: int) -> None:
         self._generation_tokens.inc(num_used)
@@ -216,7 +300,25 @@ class Metrics:
     def inter_token(self, seconds: float) -> None:
         self._inter_token.observe(seconds)
 
-    def choice_ended(self, num_tokens: int, seconds_after_first: float) -> None:
+    def choice_finished(self, reason: str) -> None:
+        self._choices.labels(bounded(reason, FINISHES)).inc()
+
+    def choice_generated(self, num_tokens: int, seconds_after_first: float, request_id: str) -> None:
+        """A choice that came to its own end."""
         self._answer_length.observe(num_tokens)
+        self._decode.observe(seconds_after_first, exemplar(request_id))
         if num_tokens > 1:
             self._tpot.observe(seconds_after_first / (num_tokens - 1))
+
+    def request_generated(self, longest: int) -> None:
+        self._longest.observe(longest)
+
+    # the gateway itself
+
+    def loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
+
+def exemplar(request_id: str) -> dict[str, str] | None:
+    """None for an id that a client made too long for one."""
+    return {"request_id": request_id} if len("request_id" + request_id) <= MAX_EXEMPLAR else None

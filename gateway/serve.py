@@ -90,6 +90,9 @@ async def _serve(plan: _Plan, display: Display) -> int:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
         engine.teach(vocabulary_of(model))
         display.close()
+        metrics.model = model.name
+        if plan.config.vllm_metric_names:
+            metrics.also_as_vllm()
         services = Services(engine, model, Drain(), metrics, http_settings(plan.config), plan.keys)
         server = Server(
             app=create_app(services),

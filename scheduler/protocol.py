@@ -140,6 +140,9 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
 
 
+WaitReason = Literal["step", "rows", "blocks"]
+
+
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """Gauges as they are now; counters since the engine started."""
 
@@ -155,6 +158,9 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     recomputed_tokens: int
     prefix_queries: int  # prompt tokens looked up
     prefix_hits: int  # of which found
+    waits_for: WaitReason = "step"  # what the first of the queue lacks, and so all behind it; step: only its turn
+    parked: int = 0  # of those waiting: choices whose prompt the first choice computes
+    compiling: int = 0  # sequences that are not in the queue yet, for their grammar is not ready
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):

@@ -26,7 +26,7 @@ from scheduler import policy
 from scheduler.blocks import BlockPool, SlotPool
 from scheduler.plan import Admit, Event, StepPlan, StepResult, Work
 from scheduler.prefix import ChainHasher
-from scheduler.protocol import EngineStats
+from scheduler.protocol import EngineStats, WaitReason
 from scheduler.queue import WaitingQueue
 from scheduler.stats import Counters, TokenRate
 from scheduler.types import FinishReason, Limits, Phase, Rejected, Sequence
@@ -76,6 +76,7 @@ class Scheduler:
         self._last_order = 0
         self._last_victim: int | None = None
         self._burst = False  # more prompt tokens than one step takes have come, and are not through yet
+        self._waits_for: WaitReason = "step"
         self._counters = Counters()
         self._rate = TokenRate()
 
@@ -173,8 +174,7 @@ class Scheduler:
         self._plan_decodes(draft, decodes)
         draft.budget = self._prompt_budget(draft, prompts)
         self._plan_prompts(draft, prompts)
-        if calm:
-            self._plan_admissions(draft)
+        self._waits_for = self._plan_admissions(draft) if calm else "blocks"
         return self._launch(draft) if draft.works else None
 
     def _launch(self, draft: _Draft) -> StepPlan:
@@ -252,16 +252,20 @@ class Scheduler:
         draft.works.append(Work(seq.slot, start, count, new_blocks, sample))
         draft.seqs.append(seq)
 
-    def _plan_admissions(self, draft: _Draft) -> None:
-        """In the queue's order; the first that has to wait holds back all behind it, so that nobody starves."""
+    def _plan_admissions(self, draft: _Draft) -> WaitReason:
+        """In the queue's order; the first that has to wait holds back all behind it, so that nobody starves. Returns
+        what it waits for."""
         while draft.budget > 0 and self._slots.free > 0:
             seq = self._queue.head()
-            if seq is None or seq.in_flight or not self._take_blocks(seq):
-                return
+            if seq is None or seq.in_flight:
+                return "step"
+            if not self._take_blocks(seq):
+                return "blocks"
             self._queue.remove(seq)
             crowded = self._queue.num_ready > 0
             self._enter(draft, seq)
             self._work(draft, seq, self._chunk(seq, draft.budget, crowded), [])
+        return "step" if self._slots.free > 0 else "rows"
 
     def _take_blocks(self, seq: Sequence) -> bool:
         """Matches, decides and allocates in one: nothing may come between the look-up and the reference."""
@@ -420,6 +424,8 @@ class Scheduler:
             recomputed_tokens=counters.recomputed_tokens,
             prefix_queries=counters.prefix_queries,
             prefix_hits=counters.prefix_hits,
+            waits_for=self._waits_for,
+            parked=self._queue.num_parked,
         )
 
     def check(self) -> None:

@@ -47,6 +47,7 @@ class Generation:
         self.choices = [run.choice for run in self._runs.values()]
         self._live: set[int] = set()  # in the engine, as far as is known here
         self._failed = False
+        self._unfinished = "abort"  # what is counted of choices that come to no end of their own
         self._outputs_seen = 0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._feeder: asyncio.Task[None] | None = None  # submits the prompts that did not fit at once
@@ -88,6 +89,7 @@ class Generation:
             await self._accepted(range(num_first))
         except ApiError:
             self._abort(set(self._live), "failed")
+            self._runs.clear()  # a request that was refused had no choices
             raise
         if num_first < len(self._job.prompts) and not self._failed:
             self._feeder = asyncio.create_task(self._feed(num_first))
@@ -218,7 +220,8 @@ class Generation:
         services, exchange = self._services, self._exchange
         if output.first is not None and run.leads:
             exchange.cached_tokens += output.first.cached_tokens
-            services.metrics.prompt_computed(len(self._job.prompts[run.prompt]), output.first)
+            prompt_len = len(self._job.prompts[run.prompt])
+            services.metrics.prompt_computed(prompt_len, output.first, exchange.request_id)
         if not num_used:
             return
         exchange.generated_tokens += num_used
@@ -231,15 +234,20 @@ class Generation:
         run.last_at = now
         if exchange.ttft_s is None:
             exchange.ttft_s = now - exchange.started
-            services.metrics.first_token(exchange.ttft_s)
+            services.metrics.first_token(exchange.ttft_s, exchange.request_id)
 
     def _finish(self, run: Run, seq_id: int) -> None:
         del self._runs[seq_id]
         self._abort({seq_id} & self._live, "stop_string")
         self._freed.set()
+        metrics, finish = self._services.metrics, run.choice.finish
+        if self.generates:
+            metrics.choice_finished(finish or "error")
         if run.first_at is not None:
-            self._services.metrics.choice_ended(run.choice.num_tokens, run.last_at - run.first_at)
+            metrics.choice_generated(run.choice.num_tokens, run.last_at - run.first_at, self._exchange.request_id)
         if not self._runs:
+            if self.generates:
+                metrics.request_generated(max(choice.num_tokens for choice in self.choices))
             self.ended.set()
 
     def fail(self, message: str) -> None:
@@ -254,6 +262,7 @@ class Generation:
         if not self._runs or self._failed:
             return
         self._failed = True
+        self._unfinished = "error" if cause in ("failed", "stalled") else "abort"
         self._stop_feeding()
         self._abort(set(self._live), cause)
         self.mailbox.fail(error)
@@ -265,6 +274,9 @@ class Generation:
             self._stall_timer.cancel()
         self._stop_feeding()
         self._abort(set(self._live), "client_closed")
+        if self.generates:
+            for _ in self._runs:
+                self._services.metrics.choice_finished(self._unfinished)
         self._runs.clear()
 
     def _stop_feeding(self) -> None:

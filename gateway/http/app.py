@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from gateway.http import faults
 from gateway.http.error_shape import error_response
 from gateway.http.exchange import Exchange, exchange_of, request_id
 from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
+from gateway.http.lag import watch_lag
 from gateway.http.race import ClientGone
 from gateway.http.routes import Generate, Pages
 from gateway.http.unbuilt import unbuilt_path
@@ -40,7 +42,9 @@ def create_app(services: Services) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        lag = asyncio.create_task(watch_lag(services.metrics.loop_lag))
         yield
+        lag.cancel()
         workers.close()
 
     app = Starlette(
@@ -121,7 +125,9 @@ class Edge:
         finally:
             seconds = services.clock() - exchange.started
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
-            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds)
+            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds, exchange.request_id)
+            if exchange.key is not None:
+                services.metrics.tenant_ended(exchange.key, exchange.prompt_tokens, exchange.generated_tokens)
             exchange.log(seconds)
         return None
 

@@ -202,8 +202,9 @@ class Pages:
 
     async def metrics(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "metrics"
-        metrics = self._services.metrics
-        return Response(await asyncio.to_thread(metrics.render), headers={"content-type": metrics.content_type})
+        accept = request.headers.get("accept", "")
+        page, content_type = await asyncio.to_thread(self._services.metrics.render, accept)
+        return Response(page, headers={"content-type": content_type})
 
     async def version(self, request: Request) -> Response:
         return json_response(encode(Version(self._services.version)))

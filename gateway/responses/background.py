@@ -86,7 +86,9 @@ class Background:
             self._num_of[exchange.key] -= 1
             seconds = services.clock() - exchange.started
             exchange.outcome = exchange.outcome or "error"
-            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds)
+            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds, exchange.request_id)
+            if exchange.key is not None:
+                services.metrics.tenant_ended(exchange.key, exchange.prompt_tokens, exchange.generated_tokens)
             exchange.log(seconds)
 
     async def _answer(self, running: Running) -> None:

@@ -1,7 +1,13 @@
+from collections.abc import Callable
+
 import pytest
 
 from scheduler.queue import WaitingQueue
+from scheduler.simulate import Request, Simulation
 from scheduler.types import SamplingParams, Sequence
+
+Sim = Callable[..., Simulation]
+Ask = Callable[..., Request]
 
 
 def sequence(order: int, priority: int = 0, deadline: float | None = None, num_tokens: int = 1) -> Sequence:
@@ -113,3 +119,24 @@ def test_check_notices_a_wrong_count() -> None:
     queue.num_tokens += 1
     with pytest.raises(RuntimeError, match="tokens"):
         queue.check()
+
+
+@pytest.mark.parametrize(
+    ("limits", "prompts", "num_choices", "told"),
+    [
+        ({"max_seqs": 1}, [8, 8, 8], 1, ("rows", 2, 0)),
+        ({"num_blocks": 6}, [8, 12, 4], 1, ("blocks", 2, 0)),
+        ({"max_step_tokens": 8}, [16, 8], 1, ("step", 1, 0)),
+        ({"max_step_tokens": 8}, [16], 3, ("step", 0, 2)),
+        ({}, [8, 8], 1, ("step", 0, 0)),
+    ],
+)
+def test_what_the_queue_waits_for_is_told(
+    sim: Sim, ask: Ask, limits: dict[str, int], prompts: list[int], num_choices: int, told: tuple[str, int, int]
+) -> None:
+    world = sim(**limits)
+    for number, length in enumerate(prompts):
+        world.submit(ask([1000 * number + place for place in range(length)], num_choices=num_choices))
+    world.launch()
+    stats = world.scheduler.stats()
+    assert (stats.waits_for, stats.waiting - stats.parked, stats.parked) == told

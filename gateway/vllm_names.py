@@ -1,0 +1,78 @@
+"""Our series once more under vLLM's names, so that its dashboards and alerts work unchanged: --vllm-metric-names.
+
+Values are ours and so are the bounds of histograms, which quantiles do not mind. Of vLLM's series, those that its
+published dashboards ask for and that mean the same here, with its own labels model_name and engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.samples import Sample
+
+RENAMED: Mapping[str, str] = {
+    "headrace_requests_running": "vllm:num_requests_running",
+    "headrace_generation_tokens": "vllm:generation_tokens",
+    "headrace_prompt_tokens": "vllm:prompt_tokens",
+    "headrace_prompt_tokens_cached": "vllm:prompt_tokens_cached",
+    "headrace_preemptions": "vllm:num_preemptions",
+    "headrace_prefix_queries": "vllm:prefix_cache_queries",
+    "headrace_prefix_hits": "vllm:prefix_cache_hits",
+    "headrace_choices": "vllm:request_success",
+    "headrace_ttft_seconds": "vllm:time_to_first_token_seconds",
+    "headrace_inter_token_seconds": "vllm:inter_token_latency_seconds",
+    "headrace_tpot_seconds": "vllm:request_time_per_output_token_seconds",
+    "headrace_e2e_seconds": "vllm:e2e_request_latency_seconds",
+    "headrace_queue_seconds": "vllm:request_queue_time_seconds",
+    "headrace_prefill_seconds": "vllm:request_prefill_time_seconds",
+    "headrace_decode_seconds": "vllm:request_decode_time_seconds",
+    "headrace_request_prompt_tokens": "vllm:request_prompt_tokens",
+    "headrace_request_generation_tokens": "vllm:request_generation_tokens",
+    "headrace_request_longest_generation_tokens": "vllm:request_max_num_generation_tokens",
+    "headrace_step_tokens": "vllm:iteration_tokens_total",
+}
+LABELS: Mapping[str, str] = {"finish_reason": "finished_reason"}
+CAPACITY = frozenset({"rows", "blocks"})  # the others are deferred, as vLLM calls it
+
+
+class VllmNames:
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self._registry = registry
+        self._labels = {"model_name": model, "engine": "0"}
+
+    def collect(self) -> Iterator[Metric]:
+        found = {family.name: family for family in self._registry.collect()}
+        for ours, theirs in RENAMED.items():
+            yield self._renamed(found[ours], theirs)
+        yield from self._waiting(found["headrace_requests_waiting"])
+        used, total = (found[f"headrace_{name}"].samples[0].value for name in ("kv_blocks_used", "kv_blocks"))
+        yield self._gauge("kv_cache_usage_perc", "KV cache in use; 1 is all of it.", used / total if total else 0.0)
+
+    def _renamed(self, family: Metric, name: str) -> Metric:
+        copy = Metric(name, family.documentation, family.type)
+        for sample in family.samples:
+            labels = {LABELS.get(label, label): value for label, value in sample.labels.items()}
+            suffix = sample.name.removeprefix(family.name)
+            copy.samples.append(
+                Sample(name + suffix, {**self._labels, **labels}, sample.value, sample.timestamp, sample.exemplar)
+            )
+        return copy
+
+    def _waiting(self, family: Metric) -> Iterator[Metric]:
+        by_reason = {sample.labels["reason"]: sample.value for sample in family.samples}
+        yield self._gauge("num_requests_waiting", "Sequences that wait.", sum(by_reason.values()))
+        capacity = sum(value for reason, value in by_reason.items() if reason in CAPACITY)
+        reasons = {"capacity": capacity, "deferred": sum(by_reason.values()) - capacity}
+        split = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Sequences that wait.", labels=(*self._labels, "reason")
+        )
+        for reason, value in reasons.items():
+            split.add_metric([*self._labels.values(), reason], value)
+        yield split
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=tuple(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
