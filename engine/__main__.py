@@ -28,6 +28,7 @@ STEP_S = 10.0  # how long a step may take to end once the engine is told to stop
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
+    gc.disable()  # until all that stays is there: to look at it again and again takes a tenth of the start
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     # How long an OpenMP thread spins for its next loop before it sleeps, read when torch is first imported. The default
     # (milliseconds) takes cores from the gateway; none at all costs a third of a decode step in wake-ups.
@@ -59,6 +60,7 @@ def serve(config: EngineConfig, server: Server) -> int:
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()
+    gc.enable()
     gc.freeze()  # collections pass over torch and the model, which takes 0.1 s of the middle of a step
     server.broadcast(ready)
     try:

@@ -61,12 +61,16 @@ class Surroundings:
 def serve(config: Config, around: Surroundings) -> int:
     """Returns the exit code. Raises KeysError, ModelError, BindError, EngineFailed or Stopped, of one line."""
     began = around.clock()
-    keys = keys_of(config, around.clock)
-    listener = bind(config.host, config.port)  # before the model: a busy port is told at once
-    with listener, Display(around.progress) as display:
-        request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
-        resolved = resolve_model(request, around.environ, display.report)
-        return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
+    gc.disable()  # until keep_what_is_there, for a start only makes what stays
+    try:
+        keys = keys_of(config, around.clock)
+        listener = bind(config.host, config.port)  # before the model: a busy port is told at once
+        with listener, Display(around.progress) as display:
+            request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
+            resolved = resolve_model(request, around.environ, display.report)
+            return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ def keep_what_is_there() -> None:
     """Garbage collections pass over all that start-up has made, above all a vocabulary. They looked at it whenever
     requests had left enough behind, and every stream stood still meanwhile: docs/log.md."""
     gc.collect()
+    gc.enable()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
