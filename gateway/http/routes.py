@@ -17,7 +17,7 @@ from gateway.answers.generation import Generation
 from gateway.http import faults
 from gateway.http.body import read_body
 from gateway.http.exchange import Exchange, exchange_of
-from gateway.http.race import MustStop, run_unless_ended
+from gateway.http.race import ClientGone, Interrupt, MustStop, Presence
 from gateway.http.sse import EventResponse, SendTimeout
 from gateway.http.stream import EventStream, outcome, whole_answer
 from gateway.openai import Detokenized, Health, ModelCard, ModelList, Rendered, Tokenized, Version, encode
@@ -40,6 +40,7 @@ class Call:
     exchange: Exchange
     explain: bool  # the effective parameters are wanted
     generation: Generation | None = field(default=None)
+    streams: bool = False  # its answer has begun, and has no status to change any more
 
     def stop(self, cause: str, services: Services) -> None:
         if self.generation is not None:
@@ -66,16 +67,26 @@ class Endpoint(ABC):
         check_open(services)
         body = await read_body(scope, receive, services.settings)
         try:
-            response = await run_unless_ended(self._respond(call, body), receive, services.drain)
-            if isinstance(response, EventResponse):
-                await self._send_events(call, response, scope, receive, send)
-            else:
-                await response(scope, receive, send)
+            with Presence(receive):
+                response = await self._unless_forced(call, body)
+                if isinstance(response, EventResponse):
+                    return await self._send_events(call, response, scope, receive, send)
+            await response(scope, receive, send)
+        except ClientGone:
+            if not call.streams:  # or else it has been answered, as far as it could be
+                raise
         except MustStop:
             call.stop("draining", services)
             raise faults.draining(services) from None
         finally:
             call.close()
+
+    async def _unless_forced(self, call: Call, body: bytes) -> Response | EventResponse:
+        drain = self._services.drain
+        if drain.forced:
+            raise MustStop
+        with Interrupt() as interrupt, drain.when_forced(lambda: interrupt.now(MustStop())):
+            return await self._respond(call, body)
 
     @abstractmethod
     async def _respond(self, call: Call, body: bytes) -> Response | EventResponse:
@@ -107,7 +118,7 @@ class Endpoint(ABC):
     async def _send_events(
         self, call: Call, response: EventResponse, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        services = self._services
+        services, call.streams = self._services, True
         services.metrics.stream_opened()
         try:
             with services.turnstile.stream(), services.drain.when_forced(lambda: call.stop("draining", services)):

@@ -1,19 +1,20 @@
 """Server-sent events on the wire: each piece in one send, heart-beats while nothing comes, a bound on every send, an
 end with the client.
 
-A stream has a task that reads what its client does and one that looks at the time now and then. sse-starlette, which
-does the same, puts a cancel scope around each send; that took a fifth of the gateway's time: docs/log.md.
+A stream has a timer that looks at it now and then. sse-starlette, which has tasks for that, puts a cancel scope around
+each send; that took a fifth of the gateway's time: docs/log.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
 
 from gateway.http.direct import Line, line_of
-from gateway.http.race import disconnected
+from gateway.http.race import Interrupt
 
 PING = b": ping\n\n"  # a comment: every client must skip it
 TICKS = 4  # of the timer in the shortest time that it keeps
@@ -29,7 +30,7 @@ class SendTimeout(Exception):
 
 
 class EventResponse:
-    """An ASGI application that sends one stream. Returns when it is sent, or its client has left.
+    """An ASGI application that sends one stream. Whoever calls it watches whether the client leaves.
 
     Also the Line that it offers to whoever has the events, once the head is sent: what is written there need not wait
     for the turn of a task.
@@ -53,25 +54,24 @@ class EventResponse:
         self._ping_s = ping_s
         self._send_timeout_s = send_timeout_s
         self._sending = asyncio.Lock()
-        self._sent_at = 0.0  # when the last send began; 0: none yet
-        self._timed_out = False
+        self._sent_at = 0.0  # when the last send began
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinging: asyncio.Task[None] | None = None
+        self._interrupt = Interrupt()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises SendTimeout, and what the events or a send raise."""
-        gone = asyncio.create_task(disconnected(receive))
         self._line = line_of(scope)
-        writer = asyncio.create_task(self._write(send))
-        ticker = asyncio.create_task(self._tick(send, writer))
+        self._sent_at = asyncio.get_running_loop().time()
         try:
-            await asyncio.wait((gone, writer), return_when=asyncio.FIRST_COMPLETED)
-            if self._timed_out:
-                raise SendTimeout
-            if writer.done():
-                writer.result()
+            with self._interrupt:
+                self._look_later(send)
+                await self._write(send)
         finally:
-            for task in (gone, writer, ticker):
-                task.cancel()
-            await asyncio.gather(gone, writer, ticker, return_exceptions=True)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._pinging is not None:
+                self._pinging.cancel()
             await self._events.aclose()
 
     async def _write(self, send: Send) -> None:
@@ -98,25 +98,22 @@ class EventResponse:
         self._sent_at = asyncio.get_running_loop().time()
         self._line.write(data)
 
-    async def _tick(self, send: Send, writer: asyncio.Task[None]) -> None:
+    def _look_later(self, send: Send) -> None:
         limits = [limit for limit in (self._ping_s, self._send_timeout_s) if limit > 0]
-        clock = asyncio.get_running_loop().time
-        self._sent_at = clock()
-        while limits and not self._timed_out:
-            await asyncio.sleep(min(limits) / TICKS)
-            silence_s = clock() - self._sent_at
-            if self._sending.locked():
-                self._timed_out = 0 < self._send_timeout_s <= silence_s
-            elif 0 < self._ping_s <= silence_s:
-                await self._ping(send)
-        if self._timed_out:
-            writer.cancel()
+        if limits:
+            self._timer = asyncio.get_running_loop().call_later(min(limits) / TICKS, self._look, send)
+
+    def _look(self, send: Send) -> None:
+        silence_s = asyncio.get_running_loop().time() - self._sent_at
+        if self._sending.locked():
+            if 0 < self._send_timeout_s <= silence_s:
+                return self._interrupt.now(SendTimeout())
+        elif 0 < self._ping_s <= silence_s:
+            self._pinging = asyncio.create_task(self._ping(send))
+        return self._look_later(send)
 
     async def _ping(self, send: Send) -> None:
         async with self._sending:
             self._sent_at = asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout(self._send_timeout_s or None):
-                    await send({"type": "http.response.body", "body": PING, "more_body": True})
-            except TimeoutError:
-                self._timed_out = True
+            with suppress(OSError):  # the client has left: it is watched
+                await send({"type": "http.response.body", "body": PING, "more_body": True})
