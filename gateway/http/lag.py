@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 EVERY_S = 0.25
 
 
-async def watch_lag(tell: Callable[[float], None]) -> None:
+async def watch_lag(
+    tell: Callable[[float], None], clock: Callable[[], float] = time.monotonic, every_s: float = EVERY_S
+) -> None:
     """Tells seconds, until it is cancelled."""
-    clock = asyncio.get_running_loop().time
     while True:
-        due = clock() + EVERY_S
-        await asyncio.sleep(EVERY_S)
+        due = clock() + every_s
+        await asyncio.sleep(every_s)
         tell(max(0.0, clock() - due))

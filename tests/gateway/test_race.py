@@ -48,6 +48,7 @@ async def test_what_a_client_sends_is_no_leaving() -> None:
     with Presence(receive):
         for _ in range(5):
             await asyncio.sleep(0)
+    assert next(messages, None) is None and await all_ended()
 
 
 async def test_a_server_that_fails_to_receive_ends_nothing() -> None:
@@ -57,6 +58,7 @@ async def test_a_server_that_fails_to_receive_ends_nothing() -> None:
     with Presence(receive):
         for _ in range(5):
             await asyncio.sleep(0)
+    assert not _current().cancelling() and await all_ended()
 
 
 async def test_a_word_ends_the_work_and_the_first_counts() -> None:
