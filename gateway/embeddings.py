@@ -16,9 +16,10 @@ from gateway.answers.choice import Delta
 from gateway.errors import ApiError
 from gateway.model.served import ServedModel
 from gateway.openai import encode
-from gateway.requests.convert import Job, Limits, Prompt, TextRules, check_can_fit, check_ids, check_model
+from gateway.requests.convert import Job, Limits, TextRules, check_can_fit, check_model
 from gateway.requests.parse import invalid, parse
 from gateway.requests.prepare import Prepared, limits
+from gateway.requests.prompts import Prompt, check_ids
 from gateway.services import Services
 from gateway.wires.base import error_event
 from scheduler.types import SamplingParams

@@ -123,12 +123,8 @@ class Edge:
             with services.drain.request():
                 await self._guard(scope, receive, self._stamp(exchange, send), exchange)
         finally:
-            seconds = services.clock() - exchange.started
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
-            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds, exchange.request_id)
-            if exchange.key is not None:
-                services.metrics.tenant_ended(exchange.key, exchange.prompt_tokens, exchange.generated_tokens)
-            exchange.log(seconds)
+            exchange.end(services.clock(), services.metrics)
         return None
 
     def _stamp(self, exchange: Exchange, send: Send) -> Send:

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.errors import ApiError
 from gateway.http import faults
+from gateway.metrics import Metrics
 
 _log = logging.getLogger("headrace.access")
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -43,6 +44,14 @@ class Exchange:
     def fail(self, error: ApiError) -> None:
         """The first outcome counts."""
         self.outcome = self.outcome or faults.outcome(error)
+
+    def end(self, now: float, metrics: Metrics) -> None:
+        """Counts it and logs it, once its outcome is known."""
+        seconds = now - self.started
+        metrics.request_ended(self.endpoint, self.outcome, seconds, self.request_id)
+        if self.key is not None:
+            metrics.tenant_ended(self.key, self.prompt_tokens, self.generated_tokens)
+        self.log(seconds)
 
     def log(self, seconds: float) -> None:
         level = logging.DEBUG if self.endpoint in _QUIET else logging.INFO

@@ -20,6 +20,7 @@ from gateway.openai import (
     Usage,
 )
 from gateway.requests.parse import invalid
+from gateway.requests.prompts import check_id, check_ids
 from gateway.services import HttpSettings
 from gateway.tokenizer.base import Tokenizer
 from scheduler.types import SamplingParams
@@ -39,8 +40,6 @@ _SEED_MASK = (1 << SEED_BITS) - 1
 _DRAWN_BITS = 53  # a drawn seed survives clients whose numbers are doubles
 _SMALLEST_TOP_P = 1e-6  # top_p 0 means "the most likely only" to OpenAI's clients
 _COLDEST = 1e-6  # a lower temperature means greedy, and logits divided by it could leave the range of float32
-
-Prompt = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _logit_bias(biases: Mapping[str, Any] | None, vocab_size: int) -> tuple[tupl
         param = f"logit_bias.{key[:20]}"
         if not (key.isascii() and key.isdigit()) or len(key) > 10:
             raise invalid(param, f"logit_bias: the key '{key[:20]}' must be a token id.", "invalid_type")
-        _check_id(param, int(key), vocab_size)
+        check_id(param, int(key), vocab_size)
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise invalid(param, f"Invalid value for {param}: expected a number.", "invalid_type")
         in_range(param, bias, -100, 100)
@@ -201,7 +200,7 @@ def _stop_ids(request: GenerateRequest, model: ServedModel, vocab_size: int) -> 
     own = request.stop_token_ids or []
     holds("stop_token_ids", len(own), 0, MAX_STOP_IDS, "ids")
     for index, token in enumerate(own):
-        _check_id(f"stop_token_ids[{index}]", token, vocab_size)
+        check_id(f"stop_token_ids[{index}]", token, vocab_size)
     ends = () if request.ignore_eos else model.eos_ids
     return tuple(dict.fromkeys([*ends, *own]))
 
@@ -238,14 +237,6 @@ def _prompt_logprobs(request: GenerateRequest) -> int | None:
     if request.stream:
         raise invalid("prompt_logprobs", "prompt_logprobs cannot be streamed.", "conflicting_parameters")
     return request.prompt_logprobs
-
-
-def _check_id(param: str, token: Any, vocab_size: int) -> None:
-    if isinstance(token, bool) or not isinstance(token, int):
-        raise invalid(param, f"Invalid value for {param}: expected a token id.", "invalid_type")
-    if not 0 <= token < vocab_size:
-        message = f"{param} must be a token id between 0 and {vocab_size - 1}, but is {token}."
-        raise invalid(param, message, "value_out_of_range")
 
 
 def stop_strings(stop: Any, param: str = "stop", most: int = MAX_STOPS) -> tuple[str, ...]:
@@ -440,52 +431,6 @@ def _salt(request: GenerateRequest) -> bytes:
         return b""
     holds("cache_salt", len(request.cache_salt), 1, MAX_SALT_CHARS, "characters")
     return request.cache_salt.encode("utf-8", "surrogatepass")
-
-
-# prompts
-
-
-def completion_prompts(prompt: Any, vocab_size: int) -> list[Prompt]:
-    """A string, a list of strings, token ids, or a list of lists of them, as one list of prompts."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, list):
-        raise invalid("prompt", "Invalid value for prompt: expected a string or an array.", "invalid_type")
-    if not prompt:
-        raise invalid("prompt", "prompt must not be empty.", "value_out_of_range")
-    if isinstance(prompt[0], str):
-        for index, text in enumerate(prompt):
-            if not isinstance(text, str):
-                where = f"prompt[{index}]"
-                raise invalid(where, f"Invalid value for {where}: expected a string.", "invalid_type")
-        return list(prompt)
-    if isinstance(prompt[0], list):
-        return [check_ids(f"prompt[{index}]", tokens, vocab_size) for index, tokens in enumerate(prompt)]
-    return [check_ids("prompt", prompt, vocab_size)]
-
-
-def check_ids(param: str, tokens: Any, vocab_size: int) -> list[int]:
-    if not isinstance(tokens, list):
-        raise invalid(param, f"Invalid value for {param}: expected an array of token ids.", "invalid_type")
-    if set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab_size:
-        return tokens
-    for index, token in enumerate(tokens):
-        _check_id(f"{param}[{index}]", token, vocab_size)
-    return tokens
-
-
-def encode_prompt(prompt: Prompt, model: ServedModel, add_bos: bool = True) -> list[int]:
-    """Raw text may spell control tokens: its author writes the whole prompt. A BOS is added once at most."""
-    ids = model.tokenizer.encode(prompt, specials=True) if isinstance(prompt, str) else prompt
-    if isinstance(prompt, str) and add_bos and model.add_bos and model.bos_id is not None and ids[:1] != [model.bos_id]:
-        ids = [model.bos_id, *ids]
-    if not ids:
-        raise invalid("prompt", "prompt must hold at least one token.", "value_out_of_range")
-    return ids
-
-
-def echo_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
 # answers

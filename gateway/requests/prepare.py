@@ -37,6 +37,7 @@ from gateway.requests.conversation import (
 from gateway.requests.convert import Job, Limits
 from gateway.requests.explain import Parameters, explain
 from gateway.requests.parse import invalid, parse
+from gateway.requests.prompts import Prompt, check_ids, completion_prompts, echo_text, encode_prompt
 from gateway.requests.reading import answer_grammar, answer_rules
 from gateway.requests.request_limits import check_messages, check_num_messages, check_sampling
 from gateway.requests.structured import grammar_of
@@ -186,7 +187,7 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
     request, model, bounds = parsed.request, services.model, limits(services)
     convert.check_model(request.model, model)
     _check_cheap(request, bounds)
-    prompts = convert.completion_prompts(request.prompt, bounds.vocab_size)
+    prompts = completion_prompts(request.prompt, bounds.vocab_size)
     candidates = convert.num_candidates(request, len(prompts), bounds.settings)
     base = convert.completion_sampling(request, model, bounds, candidates)
     base = msgspec.structs.replace(base, grammar=grammar_of(request))
@@ -214,20 +215,20 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
     return Prepared(job, wire, parsed.ignored, bool(request.stream), explain(request, job, model))
 
 
-def _completion_ids(request: CompletionRequest, prompts: list[convert.Prompt], services: Services) -> list[list[int]]:
+def _completion_ids(request: CompletionRequest, prompts: list[Prompt], services: Services) -> list[list[int]]:
     model = services.model
     add_bos = request.add_special_tokens is not False
     if request.suffix:
         return [fim.encode(prompt, request.suffix, model) for prompt in prompts]
-    return [convert.encode_prompt(prompt, model, add_bos) for prompt in prompts]
+    return [encode_prompt(prompt, model, add_bos) for prompt in prompts]
 
 
-def _echoes(request: CompletionRequest, prompts: list[convert.Prompt], job: Job, services: Services) -> list[str]:
+def _echoes(request: CompletionRequest, prompts: list[Prompt], job: Job, services: Services) -> list[str]:
     """The prompts' own text; of a cut one, what was left of it."""
     tokenizer = services.model.tokenizer
     if request.truncate_prompt_tokens is not None:
         return [tokenizer.decode(ids) for ids in job.prompts]
-    return [convert.echo_text(prompt, tokenizer) for prompt in prompts]
+    return [echo_text(prompt, tokenizer) for prompt in prompts]
 
 
 # both
@@ -278,7 +279,7 @@ def _tokenized(request: TokenizeRequest, ignored: list[str], services: Services)
     if request.prompt is not None:
         if request.tools:
             raise invalid("tools", "tools belong to messages.", "conflicting_parameters")
-        return convert.encode_prompt(request.prompt, model, request.add_special_tokens is not False)
+        return encode_prompt(request.prompt, model, request.add_special_tokens is not False)
     fields: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_WITH_CHAT}
     chat = ChatRequest(model=model.name, messages=request.messages or [], **fields)
     return chat_prompt(chat, ignored, services).ids
@@ -293,5 +294,5 @@ def prepare_detokenize(body: bytes, services: Services) -> tuple[Detokenized, li
     request = parsed.request
     if request.model is not None:
         convert.check_model(request.model, model)
-    convert.check_ids("tokens", request.tokens, model.tokenizer.vocab_size)
+    check_ids("tokens", request.tokens, model.tokenizer.vocab_size)
     return Detokenized(model.tokenizer.decode(request.tokens, skip_special=False)), parsed.ignored

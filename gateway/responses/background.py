@@ -84,12 +84,8 @@ class Background:
             running.generation.close()
             self._running.pop(response_id, None)
             self._num_of[exchange.key] -= 1
-            seconds = services.clock() - exchange.started
             exchange.outcome = exchange.outcome or "error"
-            services.metrics.request_ended(exchange.endpoint, exchange.outcome, seconds, exchange.request_id)
-            if exchange.key is not None:
-                services.metrics.tenant_ended(exchange.key, exchange.prompt_tokens, exchange.generated_tokens)
-            exchange.log(seconds)
+            exchange.end(services.clock(), services.metrics)
 
     async def _answer(self, running: Running) -> None:
         generation, wire, exchange = running.generation, running.wire, running.exchange
