@@ -28,7 +28,6 @@ STEP_S = 10.0  # how long a step may take to end once the engine is told to stop
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
-    gc.disable()  # until all that stays is there: to look at it again and again takes a tenth of the start
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     # How long an OpenMP thread spins for its next loop before it sleeps, read when torch is first imported. The default
     # (milliseconds) takes cores from the gateway; none at all costs a third of a decode step in wake-ups.
@@ -42,12 +41,14 @@ def main() -> int:
 
 def serve(config: EngineConfig, server: Server) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
+    gc.disable()  # imports make little garbage, and looking for it takes a tenth of their time
     from engine.build import Phases, build  # here, so that a gateway can connect while torch is imported
     from engine.compiling import CompileQueue
     from engine.errors import ModelRefused, OutOfMemory
     from engine.grammar import Compiler
     from engine.loop import Loop, StepsFail
 
+    gc.enable()  # again: what steps leave on a device must not count as memory that they need
     phases = Phases(lambda name, done, total: server.broadcast(Progress(name, done, total)))
     try:
         scheduler, runner, ready = build(config, phases)
@@ -60,7 +61,6 @@ def serve(config: EngineConfig, server: Server) -> int:
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()
-    gc.enable()
     gc.freeze()  # collections pass over torch and the model, which takes 0.1 s of the middle of a step
     server.broadcast(ready)
     try:
