@@ -19,7 +19,7 @@ from rich.console import Console
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
-from gateway.http.lifecycle import BindError
+from gateway.http.port import BindError
 
 METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "size": "SIZE"}
 NOISY_LIBRARIES = ("asyncio", "httpcore", "httpx", "huggingface_hub")

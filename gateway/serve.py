@@ -12,29 +12,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from gateway.config import Config
 from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
-from gateway.engines.vocabulary import vocabulary_of
-from gateway.http.app import create_app
-from gateway.http.drain import Drain
+from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.keys import Keys
-from gateway.http.lifecycle import Server, Signals, bind, end_stragglers, within
-from gateway.http.ratelimit import RateLimits
+from gateway.http.port import bind
 from gateway.metrics import Metrics
-from gateway.model.load import load_served_model
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
-from gateway.model.served import ServedModel
-from gateway.services import HttpSettings, Services
 from gateway.startup import Display, Started, print_summary
 from scheduler.protocol import EngineConfig, Progress, Ready
 
+if TYPE_CHECKING:
+    from gateway.model.served import ServedModel
+
 CLOSE_ENGINE_S = 15.0
-YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
 log = logging.getLogger("headrace.serve")
 
@@ -92,20 +88,14 @@ async def _serve(plan: _Plan, display: Display) -> int:
     supervisor = Supervisor(setup, engine, metrics)
     try:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
-        engine.teach(vocabulary_of(model))
         display.close()
         metrics.model = model.name
         if plan.config.vllm_metric_names:
             metrics.also_as_vllm()
-        services = Services(engine, model, Drain(), metrics, http_settings(plan.config), plan.keys)
-        server = Server(
-            app=create_app(services),
-            listener=plan.listener,
-            drain=services.drain,
-            signals=signals,
-            drain_timeout_s=plan.config.drain_timeout,
-            watch=supervisor.watch,
-        )
+        from gateway.assembly import Running, keep_what_is_there, server_of  # imported by now: see _load
+
+        running = Running(engine, metrics, plan.keys, plan.listener, signals, supervisor.watch)
+        server = server_of(running, model, plan.config)
         keep_what_is_there()
         return await server.run(lambda: _show(plan, ready, model, loading_s))
     finally:
@@ -114,19 +104,11 @@ async def _serve(plan: _Plan, display: Display) -> int:
         await end_stragglers()
 
 
-def keep_what_is_there() -> None:
-    """Garbage collections pass over all that start-up has made, above all a vocabulary. They looked at it whenever
-    requests had left enough behind, and every stream stood still meanwhile: docs/log.md."""
-    gc.collect()
-    gc.enable()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
-
-
 async def _start(
     plan: _Plan, supervisor: Supervisor, signals: Signals, display: Display
 ) -> tuple[Ready, ServedModel, float]:
-    """The engine loads its weights while this process builds the tokenizer; the first failure of either counts."""
+    """The engine loads its weights while this process imports the rest of itself and builds the tokenizer; the first
+    failure of either counts."""
 
     def on_progress(progress: Progress) -> None:
         display.report(progress.phase, progress.done, progress.total)
@@ -157,11 +139,10 @@ def _note_end(task: asyncio.Task[Any]) -> None:
 
 
 def _load(plan: _Plan) -> tuple[ServedModel, float]:
+    from gateway.assembly import load  # here, in a thread: most of a second, in which the engine imports torch
+
     began = plan.around.clock()
-    resolved = plan.resolved
-    created = int(resolved.path.stat().st_mtime)
-    model = load_served_model(resolved.path, resolved.name, created, plan.config.tool_parser)
-    return model, plan.around.clock() - began
+    return load(plan.resolved, plan.config), plan.around.clock() - began
 
 
 def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> None:
@@ -199,28 +180,6 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
-    )
-
-
-def http_settings(config: Config) -> HttpSettings:
-    return HttpSettings(
-        max_body_bytes=config.max_body,
-        strict=config.strict,
-        max_wait_s=config.max_wait or None,
-        allow_origins=(config.cors_origin,) if config.cors_origin else (),
-        metrics_auth=config.metrics_auth,
-        rate_limits=RateLimits(config.limit_rpm, config.limit_tpm, config.limit_concurrency),
-        max_queued=max(1, config.max_waiting // 2),
-        max_queued_tokens=max(1, config.max_waiting_tokens // 2),
-        max_messages=config.max_messages,
-        max_message_chars=config.max_message_chars or None,
-        max_total_chars=config.max_total_chars or None,
-        max_temperature=config.max_temperature,
-        max_top_k=config.max_top_k or None,
-        max_tokens_limit=config.max_tokens_limit or None,
-        responses_store=config.responses_store,
-        responses_store_bytes=config.responses_store_memory,
-        max_background=config.max_background,
     )
 
 

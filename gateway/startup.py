@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.config import format_size
-from gateway.http.lifecycle import shown
+from gateway.http.port import shown
 from scheduler.protocol import Ready
 
 RESERVED_BLOCKS = 2  # of the KV cache; they hold no tokens

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from gateway.http.app import create_app
-from gateway.http.lifecycle import Server, Signals, bind
+from gateway.http.ending import Signals
+from gateway.http.lifecycle import Server
+from gateway.http.port import bind
 from gateway.services import Services
 from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, Script, client_of, events, toy_ready, toy_services
 

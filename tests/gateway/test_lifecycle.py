@@ -15,7 +15,9 @@ from starlette.routing import Route
 
 from gateway.http import lifecycle
 from gateway.http.drain import Drain
-from gateway.http.lifecycle import BindError, Server, Signals, bind, end_stragglers, shown
+from gateway.http.ending import Signals, end_stragglers
+from gateway.http.lifecycle import Server
+from gateway.http.port import BindError, bind, shown
 
 PATIENCE_S = 60.0
 
