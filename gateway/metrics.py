@@ -75,7 +75,6 @@ WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
 OTHER = "other"
 NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 MAX_TENANTS = 64  # keys with series of their own; the others are one
-MAX_EXEMPLAR = 128  # characters of names and values together, by the OpenMetrics specification
 
 
 def bounded(value: str, allowed: Set[str]) -> str:
@@ -131,10 +130,11 @@ class Metrics:
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
 
-    def _histogram(
-        self, name: str, text: str, bounds: tuple[float, ...] | tuple[int, ...], labels: tuple[str, ...] = ()
-    ) -> Histogram:
-        return Histogram(f"headrace_{name}", text, labels, buckets=bounds, registry=self.registry)
+    def _tally(self, name: str, text: str) -> Tally:
+        return Tally(f"headrace_{name}", text, self.registry)
+
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] | tuple[int, ...]) -> TallyHistogram:
+        return TallyHistogram(f"headrace_{name}", text, bounds, self.registry)
 
     def _create_request_series(self) -> None:
         self._requests = self._counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
@@ -148,18 +148,16 @@ class Metrics:
         self._tenant_tokens = self._counter("tenant_generation_tokens", "Tokens generated for them.", ("key",))
         self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",), ABORTS)
         self._streams_open = self._gauge("streams_open", "Event streams being sent.")
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that got a first token.")
-        self._cached_tokens = self._counter("prompt_tokens_cached", "Of those, found in the prefix cache.")
-        self._generation_tokens = Tally(
-            "headrace_generation_tokens", "Tokens generated and used in an answer.", self.registry
-        )
+        self._prompt_tokens = self._tally("prompt_tokens", "Prompt tokens of requests that got a first token.")
+        self._cached_tokens = self._tally("prompt_tokens_cached", "Of those, found in the prefix cache.")
+        self._generation_tokens = self._tally("generation_tokens", "Tokens generated and used in an answer.")
 
     def _create_latency_series(self) -> None:
         self._ttft = self._histogram(
             "ttft_seconds", "From the request's arrival to its first token.", buckets.FIRST_TOKEN_S
         )
-        self._inter_token = TallyHistogram(
-            "headrace_inter_token_seconds", "Between two tokens of one choice.", buckets.PER_TOKEN_S, self.registry
+        self._inter_token = self._histogram(
+            "inter_token_seconds", "Between two tokens of one choice.", buckets.PER_TOKEN_S
         )
         self._tpot = self._histogram(
             "tpot_seconds", "Mean time per token after the first, one value a choice.", buckets.PER_TOKEN_S
@@ -168,11 +166,8 @@ class Metrics:
         self._queue = self._histogram("queue_seconds", "Waiting in the engine's queue.", buckets.REQUEST_S)
         self._prefill = self._histogram("prefill_seconds", "From admission to the first token.", buckets.REQUEST_S)
         self._decode = self._histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
-        self._loop_lag = TallyHistogram(
-            "headrace_event_loop_lag_seconds",
-            "How late the gateway's event loop looks at a timer.",
-            buckets.LOOP_LAG_S,
-            self.registry,
+        self._loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late the gateway's event loop looks at a timer.", buckets.LOOP_LAG_S
         )
         self._prompt_length = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a prompt.", buckets.TOKENS_OF_REQUEST
@@ -185,8 +180,12 @@ class Metrics:
         )
 
     def _create_step_series(self) -> None:
-        self._step_seconds = self._histogram(
-            "step_seconds", "Duration of an engine step.", buckets.STEP_S, labels=("kind",)
+        self._step_seconds = Histogram(
+            "headrace_step_seconds",
+            "Duration of an engine step.",
+            ("kind",),
+            buckets=buckets.STEP_S,
+            registry=self.registry,
         )
         self._step_tokens = self._histogram("step_tokens", "Tokens computed in a step.", buckets.TOKENS_OF_STEP)
         self._batch_size = self._histogram("batch_size", "Sequences in a step.", buckets.SEQUENCES_OF_STEP)
@@ -258,7 +257,7 @@ class Metrics:
     def request_ended(self, endpoint: str, outcome: str, seconds: float, request_id: str) -> None:
         self._requests.labels(bounded(endpoint, ENDPOINTS), bounded(outcome, OUTCOMES)).inc()
         if outcome in ("stop", "length"):
-            self._e2e.observe(seconds, exemplar(request_id))
+            self._e2e.observe(seconds, request_id)
 
     def tenant_ended(self, key: str, prompt_tokens: int, generated_tokens: int) -> None:
         if len(self._tenants) < MAX_TENANTS:
@@ -288,11 +287,11 @@ class Metrics:
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(first.cached_tokens)
         self._prompt_length.observe(prompt_tokens)
-        self._queue.observe(first.queued_s, exemplar(request_id))
-        self._prefill.observe(first.prefill_s, exemplar(request_id))
+        self._queue.observe(first.queued_s, request_id)
+        self._prefill.observe(first.prefill_s, request_id)
 
     def first_token(self, seconds: float, request_id: str) -> None:
-        self._ttft.observe(seconds, exemplar(request_id))
+        self._ttft.observe(seconds, request_id)
 
     def tokens(self, num_used: int) -> None:
         self._generation_tokens.inc(num_used)
@@ -306,7 +305,7 @@ class Metrics:
     def choice_generated(self, num_tokens: int, seconds_after_first: float, request_id: str) -> None:
         """A choice that came to its own end."""
         self._answer_length.observe(num_tokens)
-        self._decode.observe(seconds_after_first, exemplar(request_id))
+        self._decode.observe(seconds_after_first, request_id)
         if num_tokens > 1:
             self._tpot.observe(seconds_after_first / (num_tokens - 1))
 
@@ -317,8 +316,3 @@ class Metrics:
 
     def loop_lag(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)
-
-
-def exemplar(request_id: str) -> dict[str, str] | None:
-    """None for an id that a client made too long for one."""
-    return {"request_id": request_id} if len("request_id" + request_id) <= MAX_EXEMPLAR else None

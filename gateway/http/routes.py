@@ -159,7 +159,7 @@ async def first_output(generation: Generation, patience_s: float) -> None:
 def answer_headers(prepared: Prepared, explained: bool) -> dict[str, str]:
     headers = {} if prepared.job.params[0].embed else {"x-headrace-seed": str(prepared.job.seed)}
     if explained:
-        headers["x-headrace-parameters"] = json.dumps(prepared.parameters)
+        headers["x-headrace-parameters"] = json.dumps(prepared.explain())
     return {**headers, **ignored_headers(prepared.ignored)}
 
 

@@ -19,7 +19,7 @@ from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
 from gateway.openai import encode
 from gateway.requests.convert import Job, check_model, stop_strings
-from gateway.requests.explain import Parameters
+from gateway.requests.explain import Explained, Parameters
 from gateway.requests.parse import Parsed, decode, ignored_header, invalid, parse
 from gateway.requests.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
 from gateway.requests.request_limits import check_num_messages, check_sampling
@@ -38,11 +38,11 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     stops = stop_strings(request.stop_sequences, "stop_sequences", MAX_STOPS)
     translated = _translated(request, fields, services, parsed.ignored)
     try:
-        job, parameters = plan_chat(translated.request, parsed.ignored, services)
+        job, explained = plan_chat(translated.request, parsed.ignored, services)
     except ApiError as error:
         raise translated.renamed(error) from None
     room = job.params[0].max_tokens
-    job, parameters = _cut(*_stopped(job, parameters, stops), request.max_tokens)
+    job = _cut(replace(job, text=replace(job.text, stops=stops)), request.max_tokens)
     thinking = request.thinking
     head = new_head(services, "msg")
     wire = MessagesWire(
@@ -50,7 +50,7 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
         shows_thinking=thinking is None or thinking.display != "omitted",
         fills_context=request.max_tokens > room,
     )
-    return Prepared(job, wire, parsed.ignored, bool(request.stream), parameters)
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), partial(_explain, explained, job))
 
 
 def _parsed(body: bytes, kind: type[T]) -> tuple[Parsed[T], dict[str, Raw]]:
@@ -65,16 +65,17 @@ def _translated(request: Conversation, fields: dict[str, Raw], services: Service
         raise invalid(None, "The body is nested too deeply.", "invalid_json") from None
 
 
-def _stopped(job: Job, parameters: Parameters, stops: tuple[str, ...]) -> tuple[Job, Parameters]:
-    told: Parameters = {"stop": {"value": list(stops), "from": "request"}} if stops else {}
-    return replace(job, text=replace(job.text, stops=stops)), {**parameters, **told}
+def _explain(explained: Explained, job: Job) -> Parameters:
+    """With what the chat request did not say."""
+    told: Parameters = {"stop": {"value": list(job.text.stops), "from": "request"}} if job.text.stops else {}
+    return {**explained(), **told, "max_tokens": {"value": job.params[0].max_tokens, "from": "request"}}
 
 
-def _cut(job: Job, parameters: Parameters, asked: int) -> tuple[Job, Parameters]:
+def _cut(job: Job, asked: int) -> Job:
     """The job was planned with all the room there is; more than that may be asked for, and is not refused."""
     max_tokens = min(asked, job.params[0].max_tokens)
     params = [msgspec.structs.replace(each, max_tokens=max_tokens) for each in job.params]
-    return replace(job, params=params), {**parameters, "max_tokens": {"value": max_tokens, "from": "request"}}
+    return replace(job, params=params)
 
 
 def count_tokens(body: bytes, services: Services) -> tuple[int, list[str]]:

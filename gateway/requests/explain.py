@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gateway.model.served import ServedModel
@@ -9,6 +10,7 @@ from gateway.openai import GenerateRequest
 from gateway.requests.convert import Job
 
 Parameters = dict[str, dict[str, Any]]
+Explained = Callable[[], Parameters]  # made only where somebody asks
 
 _SAMPLING = {
     "temperature": "temperature",

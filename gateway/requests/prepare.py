@@ -6,7 +6,8 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,7 +36,7 @@ from gateway.requests.conversation import (
     unknown_in_choice,
 )
 from gateway.requests.convert import Job, Limits
-from gateway.requests.explain import Parameters, explain
+from gateway.requests.explain import Explained, explain
 from gateway.requests.parse import invalid, parse
 from gateway.requests.prompts import Prompt, check_ids, completion_prompts, echo_text, encode_prompt
 from gateway.requests.reading import answer_grammar, answer_rules
@@ -65,7 +66,7 @@ class Prepared:
     wire: Wire
     ignored: list[str]
     stream: bool
-    parameters: Parameters = field(default_factory=dict)  # as they will be, and where from
+    explain: Explained = dict  # as they will be, and where from
 
 
 Prepare = Callable[[bytes, Services], Prepared]
@@ -115,7 +116,7 @@ def check_strict(ignored: list[str], settings: HttpSettings) -> None:
 def prepare_chat(body: bytes, services: Services) -> Prepared:
     parsed = parse(body, ChatRequest)
     request = parsed.request
-    job, parameters = plan_chat(request, parsed.ignored, services)
+    job, explained = plan_chat(request, parsed.ignored, services)
     template = services.model.chat_template
     if template is not None and "reasoning_content" not in template.source:
         parsed.ignored.extend(reasoning_fields(request.messages))
@@ -129,10 +130,10 @@ def prepare_chat(body: bytes, services: Services) -> Prepared:
         prompt_logprobs=request.prompt_logprobs is not None,
     )
     wire = ChatWire(new_head(services, "chatcmpl"), services.model.tokenizer, wants)
-    return Prepared(job, wire, parsed.ignored, bool(request.stream), parameters)
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), explained)
 
 
-def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> tuple[Job, Parameters]:
+def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> tuple[Job, Explained]:
     """The job of a chat request, whatever API it came by. Adds what has no effect to `ignored`."""
     model, bounds = services.model, limits(services)
     convert.check_model(request.model, model)
@@ -146,7 +147,7 @@ def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> t
     n = convert.num_choices(request, 1, bounds.settings)
     job = convert.make_job(request, base, [prompt.ids], bounds, seed, n)
     rules = answer_rules(_stops_beside(prompt, job, ignored), prompt, model, services.random_bits)
-    return replace(job, text=convert.with_visible(rules, request, model)), explain(request, job, model)
+    return replace(job, text=convert.with_visible(rules, request, model)), partial(explain, request, job, model)
 
 
 def _stops_beside(prompt: ChatPrompt, job: Job, ignored: list[str]) -> convert.TextRules:
@@ -212,7 +213,7 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
         prompt_logprobs=request.prompt_logprobs is not None,
     )
     wire = CompletionWire(new_head(services, "cmpl"), model.tokenizer, wants)
-    return Prepared(job, wire, parsed.ignored, bool(request.stream), explain(request, job, model))
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), partial(explain, request, job, model))
 
 
 def _completion_ids(request: CompletionRequest, prompts: list[Prompt], services: Services) -> list[list[int]]:
@@ -257,7 +258,7 @@ def _usage_on_each(request: GenerateRequest) -> bool:
 def rendered(prepared: Prepared, services: Services) -> Rendered:
     job, decode = prepared.job, services.model.tokenizer.decode
     prompts = [RenderedPrompt(decode(ids, skip_special=False), ids) for ids in job.prompts]
-    return Rendered(prompts, prepared.parameters, prepared.ignored, job.params[0].grammar)
+    return Rendered(prompts, prepared.explain(), prepared.ignored, job.params[0].grammar)
 
 
 def prepare_tokenize(body: bytes, services: Services) -> tuple[Tokenized, list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gateway.errors import ApiError
 from gateway.requests.convert import Job
-from gateway.requests.explain import Parameters
+from gateway.requests.explain import Explained
 from gateway.requests.parse import decode, invalid, parse
 from gateway.requests.prepare import OFF_LOOP, Prepared, cost, plan_chat
 from gateway.responses import convert
@@ -42,7 +42,7 @@ class Planned:
     unique: str  # of which all ids are made
     items: list[Item]  # of the input
     job: Job
-    parameters: Parameters
+    explained: Explained
 
 
 def response_cost(body: bytes) -> int:
@@ -72,7 +72,7 @@ def prepare_response(body: bytes, services: Services, store: Store, owner: str |
         now=services.wall_clock,
         output=Output(planned.unique),
     )
-    prepared = Prepared(planned.job, wire, planned.ignored, bool(request.stream), planned.parameters)
+    prepared = Prepared(planned.job, wire, planned.ignored, bool(request.stream), planned.explained)
     return PreparedResponse(prepared, wire, bool(request.background))
 
 
@@ -92,8 +92,8 @@ def plan_response(body: bytes, services: Services, store: Store, owner: str | No
     items = ItemReader(store, owner, unique, ignored, _bounds(services)).read(request.input)
     check_call_outputs(history, items)
     turns = _turns(request, history, items)
-    job, parameters = _plan(request, checked, turns, ignored, services)
-    return Planned(request, checked, ignored, unique, items, job, parameters)
+    job, explained = _plan(request, checked, turns, ignored, services)
+    return Planned(request, checked, ignored, unique, items, job, explained)
 
 
 def _bounds(services: Services) -> Bounds:
@@ -113,10 +113,10 @@ def _turns(request: ResponseRequest, history: Sequence[Item], items: Sequence[It
 
 def _plan(
     request: ResponseRequest, checked: Checked, turns: Sequence[Sourced], ignored: list[str], services: Services
-) -> tuple[Job, Parameters]:
+) -> tuple[Job, Explained]:
     told: dict[str, None] = {}
 
-    def plan(kept: Sequence[Sourced]) -> tuple[Job, Parameters]:
+    def plan(kept: Sequence[Sourced]) -> tuple[Job, Explained]:
         without_effect: list[str] = []
         try:
             planned = plan_chat(convert.chat_request(request, checked, kept), without_effect, services)

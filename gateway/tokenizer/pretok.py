@@ -64,9 +64,9 @@ class Cut:
 
     def split(self, text: str) -> Iterable[str]:
         seen = as_known(text) if self.as_library else text
-        if self.keep_matches and seen == text:
-            matches = [match[0] for match in self.pattern.finditer(text)]
-            if sum(map(len, matches)) == len(text):  # the usual case, three times as fast
+        if self.keep_matches and seen == text and not self.pattern.groups:
+            matches: list[str] = self.pattern.findall(text)
+            if sum(map(len, matches)) == len(text):  # the usual case, four times as fast
                 return filter(None, matches)
         return self._split(text, seen)
 
