@@ -16,17 +16,20 @@ MOST = 1 << 17  # weight at which it becomes a frame, well below the largest
 class _Merged:
     """Outputs of one sequence."""
 
-    __slots__ = ("finish", "first", "logprobs", "tokens")
+    __slots__ = ("away_s", "finish", "first", "logprobs", "tokens")
 
     def __init__(self, output: Output) -> None:
         self.tokens: list[int] = list(output.tokens)
         self.logprobs: list[TokenLogprob] | None = None if output.logprobs is None else list(output.logprobs)
         self.finish: FinishReason | None = output.finish
         self.first: FirstToken | None = output.first
+        self.away_s: float | None = output.away_s
 
     def add(self, output: Output) -> None:
         self.tokens += output.tokens
         self.finish = output.finish
+        if output.away_s is not None:
+            self.away_s = (self.away_s or 0.0) + output.away_s
         if output.logprobs is not None:
             self.logprobs = (self.logprobs or []) + output.logprobs
 
@@ -61,7 +64,7 @@ class Backlog:
         if last is None:
             return None
         outputs = [
-            Output(seq_id, merged.tokens, merged.finish, merged.logprobs, merged.first)
+            Output(seq_id, merged.tokens, merged.finish, merged.logprobs, merged.first, merged.away_s)
             for seq_id, merged in self._sequences.items()
         ]
         taken = Outputs(outputs, self._steps, last.stats)

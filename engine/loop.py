@@ -246,8 +246,10 @@ def _rejection(seq_ids: list[int], no: Rejected | ValueError) -> Rejection:
 
 
 def _output(event: Event) -> Output:
-    first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens, event.prompt) if event.first else None
-    return Output(event.seq_id & SEQ_MASK, event.tokens, event.finish, event.logprobs, first)
+    first = None
+    if event.delays is not None:
+        first = FirstToken(event.queued_s, event.prefill_s, event.cached_tokens, event.prompt, event.delays)
+    return Output(event.seq_id & SEQ_MASK, event.tokens, event.finish, event.logprobs, first, event.away_s)
 
 
 def _check_size(message: Submit) -> None:

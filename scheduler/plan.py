@@ -84,6 +84,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompts: dict[int, PromptResult] = {}  # by index into `tokens`: prompts whose computation this step finished
 
 
+class Delays(msgspec.Struct, frozen=True, array_like=True):
+    """What the time before a first token went into, but for its own turn and its own prompt, which have the rest."""
+
+    grammar_s: float = 0.0  # until its grammar was compiled
+    choice_s: float = 0.0  # until the first choice had computed the prompt
+    rows_s: float = 0.0  # until a row of the batch was free
+    blocks_s: float = 0.0  # until there were KV blocks
+    others_prefill_s: float = 0.0  # of its steps after admission, for the prompts of others
+    away_s: float = 0.0  # from preemptions until it was where it had been
+
+
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a commit did to one sequence: new tokens, or its end, or both."""
 
@@ -96,3 +107,5 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prefill_s: float = 0.0  # from there to this token
     cached_tokens: int = 0  # prompt tokens found in the prefix cache at the first admission
     prompt: PromptResult | None = None
+    delays: Delays | None = None
+    away_s: float | None = None  # with a later token: since a preemption

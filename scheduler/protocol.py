@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from scheduler.plan import PromptResult, TokenLogprob
+from scheduler.plan import Delays, PromptResult, TokenLogprob
 from scheduler.types import FinishReason, SamplingParams
 
 MAX_FRAME_BYTES = 64 << 20
@@ -123,6 +123,7 @@ class FirstToken(msgspec.Struct, frozen=True, array_like=True):
     prefill_s: float
     cached_tokens: int  # prompt tokens that the prefix cache held
     prompt: PromptResult | None = None
+    delays: Delays = Delays()
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -131,6 +132,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish: FinishReason | None
     logprobs: list[TokenLogprob] | None = None  # one a token, if asked for
     first: FirstToken | None = None  # with the first token only
+    away_s: float | None = None  # with the first token after a preemption: how long it was gone
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -161,6 +163,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     waits_for: WaitReason = "step"  # what the first of the queue lacks, and so all behind it; step: only its turn
     parked: int = 0  # of those waiting: choices whose prompt the first choice computes
     compiling: int = 0  # sequences that are not in the queue yet, for their grammar is not ready
+    others_prefill_s: float = 0.0  # since the start: of steps with decodes, what the prompts in them took
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):

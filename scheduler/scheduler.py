@@ -22,7 +22,7 @@ from itertools import count
 
 import msgspec
 
-from scheduler import policy
+from scheduler import delays, policy
 from scheduler.blocks import BlockPool, SlotPool
 from scheduler.plan import Admit, Event, StepPlan, StepResult, Work
 from scheduler.prefix import ChainHasher
@@ -40,6 +40,8 @@ class _Draft:
     admits: list[Admit] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     seqs: list[Sequence] = field(default_factory=list)  # of the works
+    num_decodes: int = 0  # the first of the works
+    starved: list[Sequence] = field(default_factory=list)  # prompts that others' left no tokens for
 
 
 @dataclass(slots=True, frozen=True)
@@ -47,7 +49,7 @@ class _Flight:
     """A plan that is neither committed nor failed yet."""
 
     plan: StepPlan
-    seqs: list[Sequence]
+    draft: _Draft
     started: float
 
 
@@ -77,6 +79,8 @@ class Scheduler:
         self._last_victim: int | None = None
         self._burst = False  # more prompt tokens than one step takes have come, and are not through yet
         self._waits_for: WaitReason = "step"
+        self._waits = delays.WaitTotals()
+        self._shares = delays.PrefillShares()
         self._counters = Counters()
         self._rate = TokenRate()
 
@@ -147,6 +151,8 @@ class Scheduler:
             self._pool.usable * self._pool.block_size + 1,
         )
         self._live[seq.id] = seq
+        seq.enlisted = self._clock()
+        delays.enlist(seq, self._waits, seq.enlisted)
 
     def abort(self, seq_id: int) -> bool:
         """Forgets the sequence, whatever its phase, without an event. False: it is not here (any more)."""
@@ -172,16 +178,18 @@ class Scheduler:
         if not calm:
             self._make_room(num_growing)
         self._plan_decodes(draft, decodes)
+        draft.num_decodes = len(draft.works)
         draft.budget = self._prompt_budget(draft, prompts)
         self._plan_prompts(draft, prompts)
         self._waits_for = self._plan_admissions(draft) if calm else "blocks"
+        self._waits.turn(self._waits_for, self._clock())
         return self._launch(draft) if draft.works else None
 
     def _launch(self, draft: _Draft) -> StepPlan:
         self._last_step += 1
         plan = StepPlan(self._last_step, self._released, draft.admits, draft.works)
         self._released = []
-        self._flights.append(_Flight(plan, draft.seqs, self._clock()))
+        self._flights.append(_Flight(plan, draft, self._clock()))
         return plan
 
     def _sort_running(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -237,6 +245,8 @@ class Scheduler:
         for seq in prompts:
             if seq.phase is Phase.RUNNING and draft.budget > 0:
                 self._work(draft, seq, self._chunk(seq, draft.budget, crowded), [])
+            else:
+                draft.starved.append(seq)
 
     def _chunk(self, seq: Sequence, budget: int, crowded: bool) -> int:
         cap = self.limits.chunk_cap
@@ -288,6 +298,7 @@ class Scheduler:
         self._running[seq.id] = seq
         if seq.admitted is None:
             seq.admitted = self._clock()
+            delays.admit(seq, self._waits, seq.admitted)
             seq.cached_at_admit = seq.computed
             self._counters.prefix_queries += len(seq.tokens) if seq.takes_hits else 0
             self._counters.prefix_hits += seq.computed
@@ -309,12 +320,13 @@ class Scheduler:
         if len(result.tokens) != plan.num_samples:
             raise ValueError(f"step {plan.step}: {len(result.tokens)} tokens is not one for each sample")
         flight = self._settle(plan)
-        now = self._clock()
+        draft, now = flight.draft, self._clock()
         self._rate.add(plan.num_tokens, flight.started, now)
+        self._charge(flight, now)
         self._counters.steps += 1
         samples = count()  # indices into result.tokens
         events: list[Event] = []
-        for work, seq in zip(plan.works, flight.seqs, strict=True):
+        for work, seq in zip(plan.works, draft.seqs, strict=True):
             if work.slot == seq.slot:  # or else it has left the row, and the row is fenced until now
                 self._publish(seq, work.start, work.start + work.count)
             if work.sample:
@@ -331,7 +343,13 @@ class Scheduler:
         """The step raised: its sequences end, and nothing that it wrote is ever read."""
         flight = self._settle(plan)
         self._counters.failed_steps += 1
-        return [self._finish(seq, "error") for seq in flight.seqs if seq.phase is not Phase.FINISHED]
+        return [self._finish(seq, "error") for seq in flight.draft.seqs if seq.phase is not Phase.FINISHED]
+
+    def _charge(self, flight: _Flight, now: float) -> None:
+        draft = flight.draft
+        seconds = self._shares.add(draft.works, draft.seqs, draft.num_decodes, flight.started, now)
+        for seq in draft.starved:
+            seq.others_prefill_s += seconds
 
     def _settle(self, plan: StepPlan) -> _Flight:
         if not self._flights or self._flights[0].plan is not plan:
@@ -348,7 +366,15 @@ class Scheduler:
             for i in range(first, last):
                 self._pool.publish(seq.blocks[i], seq.hashes[i])
         if start < seq.prompt_len <= end:
-            self._queue.unpark(seq.id)
+            self._unpark(seq.id)
+
+    def _unpark(self, leader_id: int) -> None:
+        followers = self._queue.parked(leader_id)
+        if followers:
+            now = self._clock()
+            for seq in followers:
+                delays.enlist(seq, self._waits, now)
+            self._queue.unpark(leader_id)
 
     def _append(self, seq: Sequence, result: StepResult, index: int, now: float) -> Event:
         """Where nothing is to be generated, the token is dropped, and the prompt's end is the end."""
@@ -359,13 +385,19 @@ class Scheduler:
         seq.tokens += tokens
         seq.in_flight -= 1
         finish = self._reason_to_end(seq, complete=index in result.complete) if tokens else "length"
+        if seq.left_at is not None:
+            seq.away_s, seq.left_at = now - seq.left_at, None
         if finish is not None:
             self._end(seq, finish)
         if not is_first or seq.admitted is None:
-            return Event(seq.id, tokens, logprobs, finish)
+            if not seq.away_s:
+                return Event(seq.id, tokens, logprobs, finish)
+            away_s, seq.away_s = seq.away_s, 0.0
+            return Event(seq.id, tokens, logprobs, finish, away_s=away_s)
+        told, seq.away_s = delays.until_first_token(seq), 0.0
         queued_s, prefill_s = seq.admitted - seq.arrived, now - seq.admitted
         prompt = result.prompts.get(index)
-        return Event(seq.id, tokens, logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit, prompt)
+        return Event(seq.id, tokens, logprobs, finish, True, queued_s, prefill_s, seq.cached_at_admit, prompt, told)
 
     def _reason_to_end(self, seq: Sequence, complete: bool) -> FinishReason | None:
         """After its newest token."""
@@ -386,19 +418,20 @@ class Scheduler:
             self._queue.remove(seq)
         seq.phase, seq.finish = Phase.FINISHED, reason
         del self._live[seq.id]
-        self._queue.unpark(seq.id)
+        self._unpark(seq.id)
 
     def _preempt(self, seq: Sequence) -> None:
         self._vacate(seq)
         seq.phase = Phase.WAITING
         seq.lost, seq.computed = max(seq.lost, seq.computed), 0
         seq.preemptions += 1
+        seq.left_at = self._clock() if seq.left_at is None else seq.left_at
         self._last_victim = seq.id
         self._counters.preemptions += 1
         self._queue.push(seq)
         # Before that, followers go on waiting: one that finds blocks which its leader may not use would overtake it.
         if seq.in_flight or seq.num_generated:
-            self._queue.unpark(seq.id)
+            self._unpark(seq.id)
 
     def _vacate(self, seq: Sequence) -> None:
         del self._running[seq.id]
@@ -426,6 +459,7 @@ class Scheduler:
             prefix_hits=counters.prefix_hits,
             waits_for=self._waits_for,
             parked=self._queue.num_parked,
+            others_prefill_s=self._shares.of_decodes_s,
         )
 
     def check(self) -> None:

@@ -97,6 +97,14 @@ class Sequence:
     cacheable: bool = True  # its full blocks are published for others to share
     # And by a preemption:
     lost: int = 0  # tokens it had computed and gave up
+    left_at: float | None = None  # until its next token
+    away_s: float = 0.0  # from preemptions to the tokens after them, since the last token that was told
+    # What its time until the first token went into; see scheduler.delays:
+    enlisted: float = 0.0  # in the queue
+    ready_at: float = 0.0  # there, and not for the sake of another choice
+    waited_before: tuple[float, float] = (0.0, 0.0)
+    waited: tuple[float, float] = (0.0, 0.0)  # for rows, for blocks
+    others_prefill_s: float = 0.0
 
     @property
     def num_generated(self) -> int:
