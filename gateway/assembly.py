@@ -22,6 +22,7 @@ from gateway.model.load import load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
 from gateway.services import HttpSettings, Services
+from gateway.timeline.store import Timelines
 
 YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
@@ -45,7 +46,8 @@ class Running:
 
 def server_of(running: Running, model: ServedModel, config: Config) -> Server:
     running.engine.teach(vocabulary_of(model))
-    services = Services(running.engine, model, Drain(), running.metrics, http_settings(config), running.keys)
+    settings, timelines = http_settings(config), Timelines(config.timelines)
+    services = Services(running.engine, model, Drain(), running.metrics, settings, running.keys, timelines=timelines)
     return Server(
         app=create_app(services),
         listener=running.listener,

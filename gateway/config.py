@@ -107,6 +107,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     responses_store: Annotated[
         CountOrAuto, Meta(description="Most responses of /v1/responses that are kept, in memory; 0: none.")
     ] = 1000
+    timelines: Annotated[
+        int, Meta(ge=0, le=100_000, description="Requests that ended and whose timelines are kept; 0: none.")
+    ] = 1024
     responses_store_memory: Annotated[Size, Meta(description="Most memory of the kept responses.")] = 64 << 20
     max_background: Annotated[Count, Meta(description="Most responses that run in the background.")] = 64
 

@@ -21,6 +21,7 @@ from gateway.requests.parse import invalid, parse
 from gateway.requests.prepare import Prepared, limits
 from gateway.requests.prompts import Prompt, check_ids
 from gateway.services import Services
+from gateway.timeline.laps import Laps
 from gateway.wires.base import error_event
 from scheduler.types import SamplingParams
 
@@ -124,13 +125,13 @@ class EmbeddingsWire:
     def events(self, delta: Delta, usage: Callable[[], openai.Usage]) -> bytes:
         return b""
 
-    def ending(self, usage: openai.Usage) -> bytes:
+    def ending(self, usage: openai.Usage, laps: Laps) -> bytes:
         return b""
 
     def failure(self, error: ApiError) -> bytes:
         return error_event(error)
 
-    def whole(self, deltas: Sequence[Delta], usage: openai.Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: openai.Usage, laps: Laps) -> bytes:
         data = [Embedding(delta.index, self._written(self._vector(delta))) for delta in deltas]
         counts = EmbeddingUsage(usage.prompt_tokens, usage.prompt_tokens)
         return encode(Embeddings(data, self.model, counts))

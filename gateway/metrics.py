@@ -40,6 +40,7 @@ ENDPOINTS = frozenset(
         "models",
         "other",
         "responses",
+        "timeline",
         "tokenize",
     }
 )

@@ -10,12 +10,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from gateway.timeline.store import Timings
+
 # requests
 
 
 class StreamOptions(Struct, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # extension: usage on every chunk
+    include_timings: bool | None = None  # extension: the last chunk tells where the time went
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -48,6 +51,7 @@ class GenerateRequest(Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    include_timings: bool | None = None  # the answer, or the last chunk, tells where the time went
     cache_salt: str | None = None
     priority: int | None = None  # lower runs sooner
     response_format: Any = None
@@ -295,6 +299,7 @@ class Reply(Struct, frozen=True):
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET  # of a chat, where asked for
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET
 
 
 class ModelCard(Struct, frozen=True):

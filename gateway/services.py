@@ -15,6 +15,7 @@ from gateway.http.ratelimit import RateLimits
 from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
+from gateway.timeline.store import Timelines
 
 
 def installed_version() -> str:
@@ -69,3 +70,4 @@ class Services:
     random_bits: Callable[[int], int] = secrets.randbits
     version: str = field(default_factory=installed_version)
     turnstile: Turnstile = field(default_factory=Turnstile)
+    timelines: Timelines = field(default_factory=Timelines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.answers.choice import Choice, ChoiceSpec
 from gateway.answers.mailbox import Mailbox, SlowReader
@@ -16,6 +16,8 @@ from gateway.http.exchange import Exchange
 from gateway.openai import Usage
 from gateway.requests.convert import Job, usage
 from gateway.services import Services
+from gateway.timeline.engine_time import Visit, cut
+from gateway.timeline.laps import FIRST_TOKEN, Cause
 from scheduler.protocol import Output, Submit
 from scheduler.types import Rejected
 
@@ -31,6 +33,7 @@ class Run:
     leads: bool  # first of its prompt's choices: the prompt is counted with it
     first_at: float | None = None
     last_at: float = 0.0
+    visit: Visit = field(default_factory=Visit)
 
 
 class Generation:
@@ -45,6 +48,8 @@ class Generation:
         self._seq_ids = services.engine.new_ids(len(job.seeds))
         self._runs = {seq_id: self._new_run(index) for index, seq_id in enumerate(self._seq_ids)}
         self.choices = [run.choice for run in self._runs.values()]
+        self._last_run = next(iter(self._runs.values()))  # of those that have ended; at first, any
+        self._submitted_at = 0.0  # when the first of them was
         self._live: set[int] = set()  # in the engine, as far as is known here
         self._failed = False
         self._unfinished = "abort"  # what is counted of choices that come to no end of their own
@@ -84,6 +89,8 @@ class Generation:
         """Returns when the engine has accepted every sequence, or as many as it may be given at a time; the others
         follow as those end. Raises ApiError, and then none of them runs."""
         self._watch_stall()
+        self._submitted_at = self._services.clock()
+        self._exchange.laps.enter_engine(self._causes)
         num_first = self._num_first()
         try:
             await self._accepted(range(num_first))
@@ -159,15 +166,18 @@ class Generation:
             raise refusals.exceptions[0] from None
 
     async def _submit(self, prompt: int) -> None:
-        job, settings = self._job, self._services.settings
+        job, services, settings = self._job, self._services, self._services.settings
         here = slice(prompt * job.n, (prompt + 1) * job.n)
         ids = self._seq_ids[here]
         self._live.update(ids)
+        now = services.clock()
+        for seq_id in ids:
+            self._runs[seq_id].visit.submitted_at = now
         request = Submit(
             ids, job.prompts[prompt], job.params[prompt], job.seeds[here], job.priority, settings.max_wait_s, job.salt
         )
         try:
-            await self._services.engine.submit(request, self)
+            await services.engine.submit(request, self)
         except (Rejected, EngineUnavailable):
             self._live.difference_update(ids)
             raise
@@ -218,6 +228,10 @@ class Generation:
 
     def _count(self, run: Run, output: Output, num_used: int) -> None:
         services, exchange = self._services, self._exchange
+        if output.first is not None:
+            run.visit.heard(output.first, services.clock(), self._others_prefill_s())
+        if output.away_s is not None:
+            run.visit.away_s += output.away_s
         if output.first is not None and run.leads:
             exchange.cached_tokens += output.first.cached_tokens
             prompt_len = len(self._job.prompts[run.prompt])
@@ -234,10 +248,13 @@ class Generation:
         run.last_at = now
         if exchange.ttft_s is None:
             exchange.ttft_s = now - exchange.started
+            exchange.laps.note(FIRST_TOKEN)
             services.metrics.first_token(exchange.ttft_s, exchange.request_id)
 
     def _finish(self, run: Run, seq_id: int) -> None:
         del self._runs[seq_id]
+        run.visit.others_after_s = self._others_prefill_s()
+        self._last_run = run
         self._abort({seq_id} & self._live, "stop_string")
         self._freed.set()
         metrics, finish = self._services.metrics, run.choice.finish
@@ -248,6 +265,7 @@ class Generation:
         if not self._runs:
             if self.generates:
                 metrics.request_generated(max(choice.num_tokens for choice in self.choices))
+            self._exchange.laps.enter("slow_reader")
             self.ended.set()
 
     def fail(self, message: str) -> None:
@@ -265,6 +283,7 @@ class Generation:
         self._unfinished = "error" if cause in ("failed", "stalled") else "abort"
         self._stop_feeding()
         self._abort(set(self._live), cause)
+        self._exchange.laps.enter("slow_reader")
         self.mailbox.fail(error)
         self.ended.set()
 
@@ -278,6 +297,20 @@ class Generation:
             for _ in self._runs:
                 self._services.metrics.choice_finished(self._unfinished)
         self._runs.clear()
+
+    # where its time goes
+
+    def _causes(self, seconds: float) -> dict[Cause, float]:
+        """Of the choice that ended last; of one that has not ended, while there are some."""
+        run = next(iter(self._runs.values()), self._last_run)
+        if self._runs:
+            run.visit.others_after_s = self._others_prefill_s()
+        stats = self._services.engine.stats
+        return cut(run.visit, self._submitted_at, seconds, "step" if stats is None else stats.waits_for)
+
+    def _others_prefill_s(self) -> float:
+        stats = self._services.engine.stats
+        return 0.0 if stats is None else stats.others_prefill_s
 
     def _stop_feeding(self) -> None:
         if self._feeder is not None:

@@ -25,6 +25,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gateway.errors import ApiError, ModelError
+from gateway.timeline.laps import lap
 from gateway.tokenizer.base import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
@@ -82,9 +83,10 @@ class JinjaTemplate:
         rendered = self.render(marked, add_generation_prompt=add_generation_prompt)
         if continue_final:
             rendered = _up_to(rendered, end)
-        if mark in rendered:
-            return self._tokenizer.encode_marked(rendered, mark)
-        return self._tokenizer.encode(rendered, specials=True)
+        with lap("tokenize"):
+            if mark in rendered:
+                return self._tokenizer.encode_marked(rendered, mark)
+            return self._tokenizer.encode(rendered, specials=True)
 
     def turn_end_id(self) -> int | None:
         """The control token that the template puts right after an answer, if it does."""

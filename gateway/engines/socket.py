@@ -208,6 +208,7 @@ class SocketEngine:
         question.answer.set_exception(refusal)
 
     def _deliver(self, frame: Outputs) -> None:
+        self._stats = frame.stats
         for output in frame.outputs:
             sink = self._sinks.get(output.seq_id)
             if sink is None:  # aborted
@@ -215,7 +216,6 @@ class SocketEngine:
             if output.finish is not None:
                 del self._sinks[output.seq_id]
             sink.deliver(output)
-        self._stats = frame.stats
         self._observer.on_stats(frame.stats)
         for step in frame.steps:
             self._observer.on_step(step)

@@ -32,6 +32,8 @@ from gateway.requests.parse import unbuilt
 from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
 from gateway.responses.routes import responses_routes
 from gateway.services import Services
+from gateway.timeline.laps import Laps
+from gateway.timeline.routes import TimelinePage
 
 _log = logging.getLogger("headrace.http")
 OPENAI_VERSION = b"2020-10-01"  # of the API whose shapes are spoken
@@ -72,6 +74,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
         *responses_routes(services, workers),
+        Route("/v1/requests/{id}/timeline", TimelinePage(services).answer),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
         Route("/health", pages.health),
@@ -118,13 +121,15 @@ class Edge:
             return await self._app(scope, receive, send)
         services = self._services
         drawn = request_id(scope["headers"], services.random_bits(128))
-        exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], services.clock())
+        laps = Laps(services.clock)
+        exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], laps.began, laps=laps)
         try:
             with services.drain.request():
                 await self._guard(scope, receive, self._stamp(exchange, send), exchange)
         finally:
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
-            exchange.end(services.clock(), services.metrics)
+            exchange.end(services.metrics)
+            services.timelines.close(exchange, services.wall_clock())
         return None
 
     def _stamp(self, exchange: Exchange, send: Send) -> Send:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -13,6 +13,8 @@ import msgspec
 from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.metrics import Metrics
+from gateway.timeline.laps import Laps
+from gateway.timeline.store import causes_of
 
 _log = logging.getLogger("headrace.access")
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -35,6 +37,7 @@ class Exchange:
     ttft_s: float | None = None
     key: str | None = None  # the name of the one that was given
     running_on: RunningOn | None = None  # when it has been answered
+    laps: Laps = field(default_factory=Laps)
 
     @property
     def used_tokens(self) -> int:
@@ -45,9 +48,9 @@ class Exchange:
         """The first outcome counts."""
         self.outcome = self.outcome or faults.outcome(error)
 
-    def end(self, now: float, metrics: Metrics) -> None:
+    def end(self, metrics: Metrics) -> None:
         """Counts it and logs it, once its outcome is known."""
-        seconds = now - self.started
+        seconds = self.laps.end()
         metrics.request_ended(self.endpoint, self.outcome, seconds, self.request_id)
         if self.key is not None:
             metrics.tenant_ended(self.key, self.prompt_tokens, self.generated_tokens)
@@ -79,6 +82,7 @@ class AccessLine(msgspec.Struct, frozen=True):
     generated_tokens: int
     ttft_ms: float | None
     total_ms: float
+    causes_ms: dict[str, float]  # what the time went into; see docs/timelines.md
     key: str | msgspec.UnsetType = msgspec.UNSET  # where keys are set
 
     @classmethod
@@ -95,6 +99,7 @@ class AccessLine(msgspec.Struct, frozen=True):
             exchange.generated_tokens,
             None if exchange.ttft_s is None else round(exchange.ttft_s * 1000, 3),
             round(seconds * 1000, 3),
+            {spent.cause: spent.ms for spent in causes_of(exchange.laps)},
             exchange.key or msgspec.UNSET,
         )
 

@@ -36,6 +36,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         exchange = exchange_of(scope)
+        before = exchange.laps.enter("rate_limit")
         try:
             key = self._identify(scope)
             exchange.key = key.name if key else None
@@ -44,6 +45,8 @@ class Guard:
         except ApiError as error:
             exchange.fail(error)
             return await error_response(error, scope)(scope, receive, send)
+        finally:
+            exchange.laps.enter(before)
         if account is None or visit is None:
             return await self._app(scope, receive, send)
         return await self._limited(account, visit, scope, receive, send)

@@ -26,6 +26,7 @@ from gateway.requests.convert import check_model
 from gateway.requests.parse import ignored_header
 from gateway.requests.prepare import Prepare, Prepared, Workers
 from gateway.services import Services
+from gateway.timeline.laps import timed_by
 from gateway.wires.base import Wire
 
 
@@ -63,11 +64,16 @@ class Endpoint(ABC):
         services = self._services
         call = Call(exchange_of(scope), Headers(scope=scope).get("x-headrace-explain", "0") not in ("", "0", "false"))
         call.exchange.endpoint = self._name
+        services.timelines.open(call.exchange)
+        laps = call.exchange.laps
+        laps.enter("turn")
         await services.turnstile.enter()
         check_open(services)
+        laps.enter("receive")
         body = await read_body(scope, receive, services.settings)
+        laps.enter("prepare")
         try:
-            with Presence(receive):
+            with Presence(receive), timed_by(laps):
                 response = await self._unless_forced(call, body)
                 if isinstance(response, EventResponse):
                     return await self._send_events(call, response, scope, receive, send)
@@ -102,7 +108,7 @@ class Endpoint(ABC):
         headers = answer_headers(prepared, call.explain)
         if prepared.stream:
             return await self._event_response(call, generation, prepared.wire, headers)
-        answer = await whole_answer(generation, prepared.wire)
+        answer = await whole_answer(generation, prepared.wire, exchange.laps)
         exchange.outcome = outcome(generation)
         return json_response(answer, headers)
 

@@ -11,6 +11,7 @@ from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.http.direct import Line
 from gateway.http.exchange import Exchange
+from gateway.timeline.laps import Laps
 from gateway.wires.base import Wire
 
 _log = logging.getLogger("headrace.stream")
@@ -36,7 +37,7 @@ class EventStream:
                 self._num_unfinished -= sum(delta.finish is not None for delta in deltas)
                 data = self._bytes_of(deltas)
                 if not self._num_unfinished:
-                    data += wire.ending(generation.usage())
+                    data += wire.ending(generation.usage(), self._exchange.laps)
                     self._exchange.outcome = outcome(generation)
                 if data:
                     yield data
@@ -79,8 +80,8 @@ def outcome(generation: Generation) -> str:
     return "length" if any(choice.finish == "length" for choice in generation.choices) else "stop"
 
 
-async def whole_answer(generation: Generation, wire: Wire) -> bytes:
+async def whole_answer(generation: Generation, wire: Wire, laps: Laps) -> bytes:
     """Raises the ApiError that ended the request."""
     await generation.finished()
     deltas = sorted(await generation.mailbox.take(), key=lambda delta: delta.index)
-    return wire.whole(deltas, generation.usage())
+    return wire.whole(deltas, generation.usage(), laps)

@@ -30,6 +30,7 @@ from gateway.messages.types import (
     Usage,
 )
 from gateway.openai import encode
+from gateway.timeline.laps import Laps
 from gateway.wires.base import Head
 from gateway.wires.chat import answer_parts
 
@@ -96,14 +97,14 @@ class MessagesWire:
         self._open = None
         yield Event("content_block_stop", self._index)
 
-    def ending(self, usage: openai.Usage) -> bytes:
+    def ending(self, usage: openai.Usage, laps: Laps) -> bytes:
         end = Event("message_delta", delta=self._end or UNSET, usage=told_usage(usage))
         return named_event(end) + named_event(Event("message_stop"))
 
     def failure(self, error: ApiError) -> bytes:
         return b"event: error\ndata: %b\n\n" % encode(anthropic_body(error))
 
-    def whole(self, deltas: Sequence[Delta], usage: openai.Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: openai.Usage, laps: Laps) -> bytes:
         (delta,) = deltas
         blocks = list(self._blocks(answer_parts(delta)))
         end = self._message_end(delta, any(isinstance(block, ToolUseBlock) for block in blocks))

@@ -51,6 +51,7 @@ CODES: Mapping[str, str] = {
     "request_timeout": "The body did not arrive in time.",
     "request_too_large": "The body is too large.",
     "request_too_long": "There are more messages or characters than this server takes.",
+    "request_not_found": "Nothing is known of the request, or no longer.",
     "response_not_found": "The response is not stored.",
     "slow_reader": "The stream was read too slowly.",
     "stalled": "The engine sent nothing for too long.",

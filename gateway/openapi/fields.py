@@ -110,6 +110,8 @@ SAMPLING: Mapping[str, Schema] = {
     "stream_options": text("Only with stream."),
     "StreamOptions.include_usage": text("A last chunk tells the tokens that were used.", default=False),
     "StreamOptions.continuous_usage_stats": text("With include_usage: every chunk tells them.", default=False),
+    "StreamOptions.include_timings": text("A last chunk tells where the time went.", default=False),
+    "include_timings": text("The answer, or a last chunk of it, tells where the time went.", default=False),
     "ignore_eos": text("The model's end tokens do not end the answer.", default=False),
     "min_tokens": text("The model's end tokens are not drawn before so many.", minimum=0, default=0),
     "stop_token_ids": text("Tokens that end the answer.", items=ref("TokenId"), maxItems=convert.MAX_STOP_IDS),

@@ -11,6 +11,7 @@ from gateway.messages import types as anthropic
 from gateway.openapi import schemas
 from gateway.openapi.fields import Schema, either
 from gateway.responses import types as responses
+from gateway.timeline.store import Timeline
 
 MODEL = "MODEL"  # in examples; the document has the name of the model that is served
 
@@ -197,6 +198,11 @@ OTHERS = (
         body=embeddings.EmbeddingRequest,
         errors=_GENERATES,
         examples={"Two texts": {"model": MODEL, "input": ["A cat.", "A dog."]}},
+    ),
+    Operation(
+        *("get", "/v1/requests/{id}/timeline", "Server", "Where a request's time went", Timeline),
+        errors=(404, 500),
+        parameters=(_in_path("id", "Of a request under way or one of the last: what x-request-id said."),),
     ),
     Operation("get", "/v1/models", "Models", "The model that is served", openai.ModelList),
     Operation(

@@ -14,6 +14,7 @@ from gateway.openapi.codes import CODES
 from gateway.openapi.fields import TYPES, Schema, all_fields, ref
 from gateway.responses import types as responses
 from gateway.services import Services
+from gateway.timeline.store import Timeline
 
 _REPLACING = frozenset({"anyOf", "enum", "$ref", "allOf"})
 _NOTES = frozenset({"description", "default", "examples"})
@@ -85,7 +86,7 @@ _ANSWERS: Mapping[str, Sequence[type[Any]]] = {
     "": (
         *(ChatCompletion, ChatCompletionChunk, Completion, openai.ModelList, openai.ModelCard),
         *(openai.Health, openai.Version, openai.Tokenized, openai.Detokenized, openai.Rendered),
-        *(embeddings.Embeddings, Error, AnthropicError),
+        *(embeddings.Embeddings, Timeline, Error, AnthropicError),
     ),
     "Anthropic": (anthropic.Message, MessageEvent, MessageDelta, anthropic.TokenCount),
     "Responses": (

@@ -10,6 +10,7 @@ from gateway.model.served import ServedModel
 from gateway.openai import ChatRequest
 from gateway.requests.conversation import ToolChoice, Turn, tool_document
 from gateway.requests.parse import invalid
+from gateway.timeline.laps import lap
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"})
@@ -41,12 +42,13 @@ def encode_chat(
             turns = chat_tools.template_messages(turns)
         else:
             turns = chat_tools.fallback(turns, choice.functions, model.tool_format)
-        return template.encode(
-            turns,
-            add_generation_prompt=not continues and request.add_generation_prompt is not False,
-            continue_final=continues,
-            variables=variables,
-        )
+        with lap("template"):
+            return template.encode(
+                turns,
+                add_generation_prompt=not continues and request.add_generation_prompt is not False,
+                continue_final=continues,
+                variables=variables,
+            )
 
     ids = encode(turns)
     named = [f"messages[{index}].name" for index, turn in enumerate(turns) if "name" in turn]

@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from gateway.errors import ApiError
 from gateway.openai import ChatRequest, CompletionRequest, StreamOptions
+from gateway.timeline.laps import lap
 
 T = TypeVar("T")
 Acceptable = Callable[[Any], bool]
@@ -162,8 +163,13 @@ def field_names(kind: type[Any]) -> frozenset[str]:
 def parse(body: bytes, kind: type[T], misnamed: Mapping[str, str] | None = None) -> Parsed[T]:
     """Fields without effect are listed; those of features that are known and not built are refused (501), and so are
     those of other APIs (400): `misnamed` has what to use instead."""
+    with lap("parse"):
+        return _parse(body, kind, misnamed or _MISNAMED.get(kind, {}))
+
+
+def _parse(body: bytes, kind: type[T], misnamed: Mapping[str, str]) -> Parsed[T]:
     fields = decode(body, dict[str, Raw])
-    _check_names(fields, misnamed or _MISNAMED.get(kind, {}))
+    _check_names(fields, misnamed)
     not_built = _NOT_BUILT.get(kind, _EXTENSIONS_NOT_BUILT)
     for name in fields.keys() & not_built.keys():
         if not not_built[name](decode(fields[name], Any, name)):

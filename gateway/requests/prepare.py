@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ from gateway.requests.reading import answer_grammar, answer_rules
 from gateway.requests.request_limits import check_messages, check_num_messages, check_sampling
 from gateway.requests.structured import grammar_of
 from gateway.services import HttpSettings, Services
+from gateway.timeline.laps import lap
 from gateway.wires.base import Wire, new_head
 from gateway.wires.chat import ChatWants, ChatWire
 from gateway.wires.completions import CompletionWants, CompletionWire
@@ -84,11 +86,17 @@ class Workers:
         if num_bytes <= self._inline_bytes:
             return work()
         threads = self._shaping if num_bytes >= SHAPED else self._threads
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
+        with lap("worker"):  # until one of them is free
+            return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, _on_thread, work)
 
     def close(self) -> None:
         for threads in (self._threads, self._shaping):
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _on_thread(work: Callable[[], T]) -> T:
+    with lap("prepare"):
+        return work()
 
 
 def cost(body: bytes) -> int:
@@ -128,6 +136,7 @@ def prepare_chat(body: bytes, services: Services) -> Prepared:
         prompt=job.prompts[0],
         token_ids=bool(request.return_token_ids),
         prompt_logprobs=request.prompt_logprobs is not None,
+        timings=_include_timings(request),
     )
     wire = ChatWire(new_head(services, "chatcmpl"), services.model.tokenizer, wants)
     return Prepared(job, wire, parsed.ignored, bool(request.stream), explained)
@@ -211,6 +220,7 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
         usage_on_each=_usage_on_each(request),
         token_ids=bool(request.return_token_ids),
         prompt_logprobs=request.prompt_logprobs is not None,
+        timings=_include_timings(request),
     )
     wire = CompletionWire(new_head(services, "cmpl"), model.tokenizer, wants)
     return Prepared(job, wire, parsed.ignored, bool(request.stream), partial(explain, request, job, model))
@@ -246,6 +256,10 @@ def _check_cheap(request: GenerateRequest, bounds: Limits) -> None:
 
 def _include_usage(request: GenerateRequest) -> bool:
     return bool(request.stream_options and request.stream_options.include_usage)
+
+
+def _include_timings(request: GenerateRequest) -> bool:
+    return bool(request.include_timings or (request.stream_options and request.stream_options.include_timings))
 
 
 def _usage_on_each(request: GenerateRequest) -> bool:

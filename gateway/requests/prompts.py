@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.model.served import ServedModel
 from gateway.requests.parse import invalid
+from gateway.timeline.laps import lap
 from gateway.tokenizer.base import Tokenizer
 
 Prompt = str | list[int]
@@ -42,7 +43,8 @@ def check_ids(param: str, tokens: Any, vocab_size: int) -> list[int]:
 
 def encode_prompt(prompt: Prompt, model: ServedModel, add_bos: bool = True) -> list[int]:
     """Raw text may spell control tokens: its author writes the whole prompt. A BOS is added once at most."""
-    ids = model.tokenizer.encode(prompt, specials=True) if isinstance(prompt, str) else prompt
+    with lap("tokenize"):
+        ids = model.tokenizer.encode(prompt, specials=True) if isinstance(prompt, str) else prompt
     if isinstance(prompt, str) and add_bos and model.add_bos and model.bos_id is not None and ids[:1] != [model.bos_id]:
         ids = [model.bos_id, *ids]
     if not ids:

@@ -19,6 +19,7 @@ from gateway.openai import GenerateRequest
 from gateway.requests.grammar_check import TooCostly, shared_checker
 from gateway.requests.json_schema import enforceable
 from gateway.requests.parse import invalid, unbuilt
+from gateway.timeline.laps import lap
 
 MAX_GRAMMAR_CHARS = 1 << 18
 MAX_CHOICES = 1024
@@ -304,7 +305,8 @@ def _too_costly(where: str, error: TooCostly) -> ApiError:
 
 def _problem(grammar: str) -> str:
     """Empty: none. Raises TooCostly."""
-    problem = shared_checker().problem(grammar)
+    with lap("grammar"):
+        problem = shared_checker().problem(grammar)
     if problem.startswith("oneOf constraints"):
         return "oneOf can be enforced only where no value can be two of its schemas, as their types or constants show."
     return _one_line(_AROUND_REGEX.sub("", _QUOTED_GRAMMAR.split(problem)[0]))

@@ -16,6 +16,7 @@ from gateway.responses.prepare import PreparedResponse
 from gateway.responses.types import Response
 from gateway.responses.wire import ResponsesWire
 from gateway.services import Services
+from gateway.timeline.laps import Laps
 
 _log = logging.getLogger("headrace.responses")
 
@@ -63,7 +64,8 @@ class Background:
                 raise faults.too_many_background(self._services, limit)
 
     async def _accepted(self, prepared: PreparedResponse, asker: Exchange) -> Running:
-        exchange = Exchange(asker.request_id, asker.method, self._services.clock(), "background", 200, key=asker.key)
+        laps = Laps(self._services.clock)
+        exchange = Exchange(asker.request_id, asker.method, laps.began, "background", 200, key=asker.key, laps=laps)
         generation = Generation(self._services, prepared.prepared.job, exchange, None)
         try:
             await generation.start()
@@ -85,7 +87,7 @@ class Background:
             self._running.pop(response_id, None)
             self._num_of[exchange.key] -= 1
             exchange.outcome = exchange.outcome or "error"
-            exchange.end(services.clock(), services.metrics)
+            exchange.end(services.metrics)
 
     async def _answer(self, running: Running) -> None:
         generation, wire, exchange = running.generation, running.wire, running.exchange
@@ -95,7 +97,7 @@ class Background:
                 wire.started()
             await generation.finished()
             if not running.settled:
-                await whole_answer(generation, wire)
+                await whole_answer(generation, wire, exchange.laps)
             exchange.outcome = exchange.outcome or outcome(generation)
         except ApiError as error:
             _fail(running, error)

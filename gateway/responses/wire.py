@@ -24,6 +24,7 @@ from gateway.responses.types import (
     ResponseStatus,
     ResponseUsage,
 )
+from gateway.timeline.laps import Laps
 from gateway.tokenizer.base import Tokenizer
 from gateway.wires.chat import answer_parts
 
@@ -49,7 +50,7 @@ class ResponsesWire:
         self._is_cut = self._is_cut or delta.finish == "length"
         return self._sent(self.output.push(answer_parts(delta), self._logprobs_of(delta)))
 
-    def ending(self, usage: Usage) -> bytes:
+    def ending(self, usage: Usage, laps: Laps) -> bytes:
         data = self._sent(self.output.finish("incomplete" if self._is_cut else "completed"))
         response = self._ended(usage)
         return data + self._sent([ResponseEvent(type=f"response.{response.status}", response=response)])
@@ -71,7 +72,7 @@ class ResponsesWire:
     def started(self) -> Response:
         return self._kept("in_progress")
 
-    def whole(self, deltas: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: Usage, laps: Laps) -> bytes:
         for delta in deltas:
             self.events(delta, lambda: usage)
         self._sent(self.output.finish("incomplete" if self._is_cut else "completed"))

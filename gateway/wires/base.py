@@ -14,6 +14,8 @@ from gateway.answers.choice import Delta
 from gateway.errors import ApiError
 from gateway.openai import Choice, PromptLogprobs, Reply, ReplyObject, Usage, encode
 from gateway.services import Services
+from gateway.timeline.laps import Laps
+from gateway.timeline.store import Timings
 
 DONE = b"data: [DONE]\n\n"
 
@@ -34,9 +36,10 @@ class Head:
         usage: Usage | UnsetType | None,
         prompt_token_ids: list[int] | UnsetType = UNSET,
         prompt_logprobs: PromptLogprobs | UnsetType = UNSET,
+        timings: Timings | UnsetType = UNSET,
     ) -> Reply:
         shared = (self.id, kind, self.created, self.model, self.fingerprint)
-        return Reply(*shared, choices, usage, prompt_token_ids, prompt_logprobs)
+        return Reply(*shared, choices, usage, prompt_token_ids, prompt_logprobs, timings)
 
 
 def new_head(services: Services, prefix: str) -> Head:
@@ -71,13 +74,13 @@ class Wire(Protocol):
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
         """What a delta brings; usage as it is so far, for who tells it. Empty: nothing yet."""
 
-    def ending(self, usage: Usage) -> bytes:
-        """After every choice has finished."""
+    def ending(self, usage: Usage, laps: Laps) -> bytes:
+        """After every choice has finished; laps for who tells where the time went."""
 
     def failure(self, error: ApiError) -> bytes:
         """The last of a stream that failed after its first byte."""
 
-    def whole(self, deltas: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: Usage, laps: Laps) -> bytes:
         """The body of an answer, from its choices in order."""
 
 

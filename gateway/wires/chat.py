@@ -27,6 +27,8 @@ from gateway.openai import (
     WireFinish,
     encode,
 )
+from gateway.timeline.laps import Laps
+from gateway.timeline.store import Timings, timings_of
 from gateway.tokenizer.base import Tokenizer
 from gateway.wires.base import DONE, Head, error_event, event
 
@@ -45,6 +47,7 @@ class ChatWants:
     prompt: Sequence[int] = ()
     token_ids: bool = False
     prompt_logprobs: bool = False
+    timings: bool = False
 
 
 @dataclass(slots=True)
@@ -94,20 +97,25 @@ class ChatWire:
             finish = _finish(delta, state.has_calls)
             yield ChatChunkChoice(index, _EMPTY, None, finish, delta.stop)
 
-    def ending(self, usage: Usage) -> bytes:
-        if not self.wants.usage:
+    def ending(self, usage: Usage, laps: Laps) -> bytes:
+        if not (self.wants.usage or self.wants.timings):
             return DONE
-        return event(self.head.reply("chat.completion.chunk", [], usage)) + DONE
+        told, timings = usage if self.wants.usage else UNSET, self._timings(laps)
+        return event(self.head.reply("chat.completion.chunk", [], told, timings=timings)) + DONE
+
+    def _timings(self, laps: Laps) -> Timings | UnsetType:
+        return timings_of(laps) if self.wants.timings else UNSET
 
     def failure(self, error: ApiError) -> bytes:
         return error_event(error)
 
-    def whole(self, deltas: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: Usage, laps: Laps) -> bytes:
         choices = [self._whole_choice(delta) for delta in deltas]
         told: PromptLogprobs | UnsetType = UNSET
         if self.wants.prompt_logprobs:
             told = prompt_logprobs(deltas[0].prompt, self.wants.prompt, self.tokenizer)
-        return encode(self.head.reply("chat.completion", [*choices], usage, self._prompt_ids(), told))
+        beside = (self._prompt_ids(), told, self._timings(laps))
+        return encode(self.head.reply("chat.completion", [*choices], usage, *beside))
 
     def _whole_choice(self, delta: Delta) -> ChatChoice:
         parts = self._parts(delta)

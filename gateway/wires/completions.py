@@ -11,6 +11,8 @@ from gateway.answers.choice import Delta
 from gateway.answers.logprobs import completion_logprobs, echoed_logprobs, mean_logprob, prompt_logprobs
 from gateway.errors import ApiError
 from gateway.openai import CompletionChoice, CompletionLogprobs, PromptLogprobs, Usage, encode
+from gateway.timeline.laps import Laps
+from gateway.timeline.store import Timings, timings_of
 from gateway.tokenizer.base import Tokenizer
 from gateway.wires.base import DONE, Head, error_event, event
 from scheduler.plan import PromptResult
@@ -29,6 +31,7 @@ class CompletionWants:
     usage_on_each: bool = False
     token_ids: bool = False
     prompt_logprobs: bool = False
+    timings: bool = False
 
 
 @dataclass(slots=True)
@@ -63,19 +66,23 @@ class CompletionWire:
         if delta.finish is not None:
             yield CompletionChoice(index, "", None, delta.finish, delta.stop)
 
-    def ending(self, usage: Usage) -> bytes:
-        if not self.wants.usage:
+    def ending(self, usage: Usage, laps: Laps) -> bytes:
+        if not (self.wants.usage or self.wants.timings):
             return DONE
-        return event(self.head.reply("text_completion", [], usage)) + DONE
+        told, timings = usage if self.wants.usage else UNSET, self._timings(laps)
+        return event(self.head.reply("text_completion", [], told, timings=timings)) + DONE
+
+    def _timings(self, laps: Laps) -> Timings | UnsetType:
+        return timings_of(laps) if self.wants.timings else UNSET
 
     def failure(self, error: ApiError) -> bytes:
         return error_event(error)
 
-    def whole(self, deltas: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, deltas: Sequence[Delta], usage: Usage, laps: Laps) -> bytes:
         for delta in deltas:
             self._remember(delta)
         choices = [self._whole_choice(place, delta) for place, delta in enumerate(self._best(deltas))]
-        return encode(self.head.reply("text_completion", [*choices], usage))
+        return encode(self.head.reply("text_completion", [*choices], usage, timings=self._timings(laps)))
 
     def _best(self, deltas: Sequence[Delta]) -> list[Delta]:
         """Of each prompt's candidates the n of the highest log-probability a token, the best first."""

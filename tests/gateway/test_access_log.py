@@ -22,7 +22,9 @@ async def test_an_answered_request(caplog: pytest.LogCaptureFixture, stream: boo
         await client.post("/v1/chat/completions", json=body, headers={"x-request-id": "r1"})
     [line] = lines(caplog)
     assert line["total_ms"] >= line["ttft_ms"] > 0
-    del line["total_ms"], line["ttft_ms"]
+    assert sum(line["causes_ms"].values()) == pytest.approx(line["total_ms"])
+    assert {"parse", "template", "prefill", "decode"} <= line["causes_ms"].keys()
+    del line["total_ms"], line["ttft_ms"], line["causes_ms"]
     assert line == {
         "request_id": "r1",
         "method": "POST",

@@ -1,0 +1,128 @@
+"""The timelines of requests under way and of the last that ended, a bounded number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+import msgspec
+
+from gateway.timeline.laps import FIRST_TOKEN, Cause, Laps
+
+MAX_EVENTS = 64
+
+
+class Spent(msgspec.Struct, frozen=True):
+    cause: Cause
+    ms: float
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """What the last chunk of an answer tells, or a whole answer, where it is asked for. The causes sum to total_ms."""
+
+    total_ms: float
+    ttft_ms: float | None
+    causes: list[Spent]
+
+
+class TimelineEvent(msgspec.Struct, frozen=True):
+    at_ms: float
+    name: str
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """The causes sum to total_ms."""
+
+    id: str
+    endpoint: str
+    outcome: str | None  # None: it is under way
+    status: int
+    started: float  # seconds since 1970
+    total_ms: float
+    ttft_ms: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    causes: list[Spent]
+    events: list[TimelineEvent]
+
+
+class Timed(Protocol):
+    """What is told of a request beside its laps."""
+
+    request_id: str
+    endpoint: str
+    outcome: str
+    status: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    ttft_s: float | None
+    key: str | None
+    laps: Laps
+
+
+def causes_of(laps: Laps) -> list[Spent]:
+    return [Spent(cause, _ms(seconds)) for cause, seconds in laps.so_far().items()]
+
+
+def timings_of(laps: Laps) -> Timings:
+    causes = causes_of(laps)
+    first = next((_ms(at) for at, name in laps.events if name == FIRST_TOKEN), None)
+    return Timings(round(sum(spent.ms for spent in causes), 3), first, causes)
+
+
+def timeline_of(request: Timed, now: float, *, ended: bool) -> Timeline:
+    """now: seconds since 1970."""
+    causes = causes_of(request.laps)
+    total_ms = sum(spent.ms for spent in causes)
+    return Timeline(
+        request.request_id,
+        request.endpoint,
+        request.outcome if ended else None,
+        request.status,
+        round(now - total_ms / 1000, 3),
+        round(total_ms, 3),
+        None if request.ttft_s is None else _ms(request.ttft_s),
+        request.prompt_tokens,
+        request.cached_tokens,
+        request.generated_tokens,
+        causes,
+        [TimelineEvent(_ms(at), name) for at, name in request.laps.events[:MAX_EVENTS]],
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+class Timelines:
+    """By request id; of several requests with one id, the last. Used on the event loop."""
+
+    def __init__(self, most: int = 1024) -> None:
+        """most: of those that ended; 0: nothing is kept."""
+        self._most = most
+        self._open: dict[str, Timed] = {}
+        self._ended: OrderedDict[str, tuple[str | None, Timeline]] = OrderedDict()
+
+    def open(self, request: Timed) -> None:
+        if self._most:
+            self._open[request.request_id] = request
+
+    def close(self, request: Timed, now: float) -> None:
+        """Nothing, where it was not opened."""
+        if self._open.get(request.request_id) is not request:
+            return
+        del self._open[request.request_id]
+        self._ended[request.request_id] = (request.key, timeline_of(request, now, ended=True))
+        self._ended.move_to_end(request.request_id)
+        if len(self._ended) > self._most:
+            self._ended.popitem(last=False)
+
+    def find(self, request_id: str, key: str | None, now: float) -> Timeline | None:
+        """None also where another key asked for it."""
+        request = self._open.get(request_id)
+        if request is not None:
+            return timeline_of(request, now, ended=False) if request.key == key else None
+        owner, timeline = self._ended.get(request_id, (None, None))
+        return timeline if owner == key else None
