@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.embeddings import prepare_embeddings
 from gateway.errors import ApiError
 from gateway.http import faults
+from gateway.http.connections import arrived
 from gateway.http.error_shape import error_response
 from gateway.http.exchange import Exchange, exchange_of, request_id
 from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
@@ -121,7 +122,7 @@ class Edge:
             return await self._app(scope, receive, send)
         services = self._services
         drawn = request_id(scope["headers"], services.random_bits(128))
-        laps = Laps(services.clock)
+        laps = Laps(services.clock, arrived(scope, services.clock()))
         exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], laps.began, laps=laps)
         try:
             with services.drain.request():

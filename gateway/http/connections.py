@@ -1,4 +1,5 @@
-"""Hypercorn's connections, but let go of once their client has left, and with a direct line for streams.
+"""Hypercorn's connections, but let go of once their client has left, with a direct line for streams, and with the
+moment at which bytes came.
 
 Hypercorn (0.17, 0.18) goes on waiting for the keep-alive time of a connection that its client has closed, with the
 socket open all the while: a burst of short connections would hold one descriptor each for KEEP_ALIVE_S.
@@ -6,12 +7,35 @@ socket open all the while: a burst of short connections would hold one descripto
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import hypercorn.asyncio.run
 from hypercorn.asyncio.tcp_server import TCPServer
+from starlette.types import Scope
 
 from gateway.http.direct import KEY, ChunkedLine
+
+ARRIVAL = "headrace.arrival"  # in the state of a connection
+
+
+class Arrival:
+    """When its last bytes came: before the request that they made was seen, several turns of the event loop may go."""
+
+    def __init__(self, feed: Callable[[bytes], None]) -> None:
+        self._feed = feed
+        self.at = time.monotonic()
+
+    def feed_data(self, data: bytes) -> None:
+        self.at = time.monotonic()
+        self._feed(data)
+
+
+def arrived(scope: Scope, now: float) -> float:
+    """By `time.monotonic`; now, from servers that know nothing of this."""
+    arrival: Arrival | None = scope.get("state", {}).get(ARRIVAL)
+    return now if arrival is None else min(now, arrival.at)
 
 
 class Connection(TCPServer):
@@ -19,7 +43,9 @@ class Connection(TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.state = {**self.state, KEY: ChunkedLine(self.writer.transport)}
+        arrival = Arrival(self.reader.feed_data)
+        self.reader.feed_data = arrival.feed_data  # type: ignore[method-assign, assignment]
+        self.state = {**self.state, KEY: ChunkedLine(self.writer.transport), ARRIVAL: arrival}
 
     async def _read_data(self) -> None:
         """Returns once there is nothing more to read."""

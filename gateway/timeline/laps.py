@@ -43,9 +43,10 @@ class Laps:
 
     __slots__ = ("_cause", "_clock", "_cut", "_ended", "_since", "_spent", "began", "events")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
+        """began: by that clock; now, if it is not given."""
         self._clock = clock
-        self.began = self._since = clock()
+        self.began = self._since = clock() if began is None else began
         self._cause: Cause = "accept"
         self._spent: dict[Cause, float] = {}
         self._cut: Cut | None = None
