@@ -166,6 +166,11 @@ class Metrics:
         self._e2e = self._histogram("e2e_seconds", "From arrival to the last byte.", buckets.REQUEST_S)
         self._queue = self._histogram("queue_seconds", "Waiting in the engine's queue.", buckets.REQUEST_S)
         self._prefill = self._histogram("prefill_seconds", "From admission to the first token.", buckets.REQUEST_S)
+        self._predicted = self._histogram(
+            "ttft_met_to_predicted_ratio",
+            "The engine's time to the first token, by what it predicted at submission.",
+            buckets.RATIO,
+        )
         self._decode = self._histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
         self._loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late the gateway's event loop looks at a timer.", buckets.LOOP_LAG_S
@@ -290,6 +295,9 @@ class Metrics:
         self._prompt_length.observe(prompt_tokens)
         self._queue.observe(first.queued_s, request_id)
         self._prefill.observe(first.prefill_s, request_id)
+        if first.delays.predicted_s:
+            met_s = first.queued_s + first.prefill_s - first.delays.grammar_s
+            self._predicted.observe(met_s / first.delays.predicted_s, request_id)
 
     def first_token(self, seconds: float, request_id: str) -> None:
         self._ttft.observe(seconds, request_id)

@@ -121,6 +121,12 @@ ROWS: Sequence[Row] = (
             Panel("Prefill", quantiles("prefill_seconds"), "s"),
             Panel("Decode", quantiles("decode_seconds"), "s"),
             Panel("Time to first token, all of them", heat("ttft_seconds"), "s", kind="heatmap"),
+            Panel(
+                "First token: met by predicted",
+                quantiles("ttft_met_to_predicted_ratio"),
+                about="The engine's time to it by what its queue promised at submission. 1: as predicted; less: prefix "
+                "hits; more: no row or no block was free, or others came first.",
+            ),
             Panel("Per token after the first", quantiles("tpot_seconds"), "s", about="One value a choice."),
             Panel(
                 "Event loop's lag",

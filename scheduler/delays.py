@@ -10,6 +10,7 @@ from collections.abc import Sequence as Many
 
 from scheduler.plan import Delays, Work
 from scheduler.protocol import WaitReason
+from scheduler.stats import TokenRate
 from scheduler.types import Sequence
 
 SMOOTHING = 0.2  # of the newest step in what a step without prompts takes
@@ -42,6 +43,7 @@ class PrefillShares:
         self.of_decodes_s = 0.0  # what a sequence that decodes all the time would have been spared so far
         self._plain_s: float | None = None  # a step without prompts, lately
         self._counted_to = float("-inf")
+        self.prompt_rate = TokenRate()  # of steps with prompts, whatever decodes were in them
 
     def add(self, works: Many[Work], seqs: Many[Sequence], num_decodes: int, started: float, now: float) -> float:
         """A step, whose first works are the decodes. Returns its seconds; no time counts for two steps.
@@ -57,6 +59,7 @@ class PrefillShares:
             self._plain_s = before + SMOOTHING * (seconds - before)
             return seconds
         num_prompt_tokens = sum([work.count for work in prompts])
+        self.prompt_rate.add(num_prompt_tokens, now - seconds, now)
         per_token = seconds / (num_decodes + num_prompt_tokens)
         for work, seq in zip(prompts, seqs[num_decodes:], strict=True):
             seq.others_prefill_s += per_token * (num_prompt_tokens - work.count)
@@ -88,4 +91,5 @@ def until_first_token(seq: Sequence) -> Delays:
         blocks_s=blocks,
         others_prefill_s=seq.others_prefill_s,
         away_s=seq.away_s,
+        predicted_s=seq.predicted_s,
     )

@@ -93,6 +93,7 @@ class Delays(msgspec.Struct, frozen=True, array_like=True):
     blocks_s: float = 0.0  # until there were KV blocks
     others_prefill_s: float = 0.0  # of its steps after admission, for the prompts of others
     away_s: float = 0.0  # from preemptions until it was where it had been
+    predicted_s: float | None = None  # from the queue to the first token, as it looked at submission; None: no idea
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -77,6 +77,7 @@ class Scheduler:
         self._last_step = 0  # of the last plan made; the fence of whatever is released now
         self._last_order = 0
         self._last_victim: int | None = None
+        self._unread = 0  # prompt tokens of running sequences that the last plan has left over
         self._burst = False  # more prompt tokens than one step takes have come, and are not through yet
         self._waits_for: WaitReason = "step"
         self._waits = delays.WaitTotals()
@@ -110,6 +111,7 @@ class Scheduler:
             self._enlist(seq)
         leader, *followers = seqs
         self._queue.push(leader)
+        leader.predicted_s = self._shares.prompt_rate.seconds_for(self._queue.num_tokens + self._unread)
         for seq in followers:
             seq.params = msgspec.structs.replace(seq.params, prompt_logprobs=None, embed=False)
             self._queue.park(seq, leader.id)
@@ -183,6 +185,8 @@ class Scheduler:
         self._plan_prompts(draft, prompts)
         self._waits_for = self._plan_admissions(draft) if calm else "blocks"
         self._waits.turn(self._waits_for, self._clock())
+        prompts_left = (*draft.seqs[draft.num_decodes :], *draft.starved)
+        self._unread = sum([len(seq.tokens) - seq.computed for seq in prompts_left])
         return self._launch(draft) if draft.works else None
 
     def _launch(self, draft: _Draft) -> StepPlan:

@@ -35,9 +35,11 @@ class TokenRate:
         self._tokens = self._tokens * keep + num_tokens
         self._seconds = self._seconds * keep + seconds
 
+    def seconds_for(self, num_tokens: int) -> float | None:
+        """None: nothing was counted yet."""
+        return num_tokens * self._seconds / self._tokens if self._tokens and self._seconds else None
+
     def retry_after_s(self, num_queued_tokens: int) -> float:
         """When the queue will probably be empty."""
-        if self._tokens == 0 or self._seconds == 0:
-            return MIN_RETRY_S
-        seconds = num_queued_tokens * self._seconds / self._tokens
+        seconds = self.seconds_for(num_queued_tokens) or 0.0
         return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)

@@ -105,6 +105,7 @@ class Sequence:
     waited_before: tuple[float, float] = (0.0, 0.0)
     waited: tuple[float, float] = (0.0, 0.0)  # for rows, for blocks
     others_prefill_s: float = 0.0
+    predicted_s: float | None = None  # until its first token, when it was submitted
 
     @property
     def num_generated(self) -> int:

@@ -25,7 +25,7 @@ generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used 
 prefix_hits prefix_queries prompt_tokens prompt_tokens_cached queue_seconds rate_limited recomputed_tokens rejections
 request_generation_tokens request_longest_generation_tokens request_prompt_tokens requests requests_running
 requests_waiting step_seconds step_tokens steps streams_open tenant_generation_tokens tenant_prompt_tokens
-tenant_requests tpot_seconds ttft_seconds waiting_tokens
+tenant_requests tpot_seconds ttft_met_to_predicted_ratio ttft_seconds waiting_tokens
 """
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 

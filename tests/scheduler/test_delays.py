@@ -114,7 +114,7 @@ def test_who_waits_knows_what_for() -> None:
     world.step(1.0)
     event, delays = world.first(2)
     assert event.queued_s == pytest.approx(2.25)
-    assert delays == Delays(rows_s=pytest.approx(2.25))  # type: ignore[arg-type]
+    assert (delays.rows_s, delays.blocks_s, delays.choice_s) == (pytest.approx(2.25), 0.0, 0.0)
 
 
 def test_or_for_blocks() -> None:
@@ -170,3 +170,20 @@ def test_what_is_told_sums_to_the_time_before_the_first_token() -> None:
         waited = told.grammar_s + told.choice_s + told.rows_s + told.blocks_s
         assert -1e-9 <= waited <= event.queued_s + 1e-9
         assert -1e-9 <= told.others_prefill_s + told.away_s <= event.prefill_s + 1e-9
+
+
+def test_the_queue_predicts_the_first_token() -> None:
+    world = World()
+    world.add(1, 16)
+    assert world.scheduler._live[1].predicted_s is None
+    world.step(2.0)  # 8 prompt tokens a second
+    world.step(1.0)  # what decodes take says nothing of prompts
+    world.add(2, 40)
+    world.add(3, 8)
+    assert [world.scheduler._live[id].predicted_s for id in (2, 3)] == [pytest.approx(5.0), pytest.approx(6.0)]
+    world.step(1.875)  # 15 of 40 beside a decode
+    world.add(4, 7)
+    assert world.scheduler._live[4].predicted_s == pytest.approx((25 + 8 + 7) / 8, rel=0.2)
+    while 3 not in world.events:
+        world.step(1.875)
+    assert world.first(3)[1].predicted_s == pytest.approx(6.0)
