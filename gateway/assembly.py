@@ -22,7 +22,7 @@ from gateway.model.load import load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
 from gateway.services import HttpSettings, Services
-from gateway.timeline.store import Timelines
+from gateway.timeline.store import Timelines, TimelineSink
 
 YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
@@ -42,12 +42,22 @@ class Running:
     listener: socket.socket
     signals: Signals
     watch: Callable[[], Awaitable[None]]
+    spans: TimelineSink | None = None
 
 
 def server_of(running: Running, model: ServedModel, config: Config) -> Server:
     running.engine.teach(vocabulary_of(model))
     settings, timelines = http_settings(config), Timelines(config.timelines)
-    services = Services(running.engine, model, Drain(), running.metrics, settings, running.keys, timelines=timelines)
+    services = Services(
+        running.engine,
+        model,
+        Drain(),
+        running.metrics,
+        settings,
+        running.keys,
+        timelines=timelines,
+        spans=running.spans,
+    )
     return Server(
         app=create_app(services),
         listener=running.listener,

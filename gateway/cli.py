@@ -78,6 +78,8 @@ def _run(config: Config) -> int:
         return serve(config, around)
     except KeysError as error:
         return _complain(f"keys: {error}", 2)
+    except ConfigError as error:
+        return _complain(str(error), 2)
     except (ModelError, BindError, EngineFailed) as error:
         return _complain(str(error), 1)
     except Stopped as stopped:

@@ -110,6 +110,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timelines: Annotated[
         int, Meta(ge=0, le=100_000, description="Requests that ended and whose timelines are kept; 0: none.")
     ] = 1024
+    otlp_traces_endpoint: Annotated[
+        str,
+        Meta(
+            description="Where spans of requests are sent by OTLP, such as http://127.0.0.1:4318/v1/traces; "
+            "needs headrace[otel]."
+        ),
+    ] = ""
     responses_store_memory: Annotated[Size, Meta(description="Most memory of the kept responses.")] = 64 << 20
     max_background: Annotated[Count, Meta(description="Most responses that run in the background.")] = 64
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import logging
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from gateway.config import Config
+from gateway.config import Config, ConfigError
 from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
 from gateway.http.ending import Signals, end_stragglers, within
@@ -29,8 +30,10 @@ from scheduler.protocol import EngineConfig, Progress, Ready
 
 if TYPE_CHECKING:
     from gateway.model.served import ServedModel
+    from gateway.timeline.spans import Spans
 
 CLOSE_ENGINE_S = 15.0
+CLOSE_SPANS_S = 12.0
 
 log = logging.getLogger("headrace.serve")
 
@@ -55,11 +58,12 @@ class Surroundings:
 
 
 def serve(config: Config, around: Surroundings) -> int:
-    """Returns the exit code. Raises KeysError, ModelError, BindError, EngineFailed or Stopped, of one line."""
+    """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed or Stopped."""
     began = around.clock()
     gc.disable()  # until keep_what_is_there, for a start only makes what stays
     try:
         keys = keys_of(config, around.clock)
+        check_spans(config)
         listener = bind(config.host, config.port)  # before the model: a busy port is told at once
         with listener, Display(around.progress) as display:
             request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
@@ -86,6 +90,7 @@ async def _serve(plan: _Plan, display: Display) -> int:
     engine = SocketEngine(metrics)
     setup = EngineSetup(engine_config(plan.config, plan.resolved), plan.around.environ, plan.around.engine_command)
     supervisor = Supervisor(setup, engine, metrics)
+    spans: Spans | None = None
     try:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
         display.close()
@@ -94,13 +99,16 @@ async def _serve(plan: _Plan, display: Display) -> int:
             metrics.also_as_vllm()
         from gateway.assembly import Running, keep_what_is_there, server_of  # imported by now: see _load
 
-        running = Running(engine, metrics, plan.keys, plan.listener, signals, supervisor.watch)
+        spans = spans_of(plan.config, model.name)
+        running = Running(engine, metrics, plan.keys, plan.listener, signals, supervisor.watch, spans)
         server = server_of(running, model, plan.config)
         keep_what_is_there()
         return await server.run(lambda: _show(plan, ready, model, loading_s))
     finally:
         await within(CLOSE_ENGINE_S, asyncio.create_task(supervisor.close()), signals.hurry)
         supervisor.kill()
+        if spans is not None:
+            await within(CLOSE_SPANS_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
         await end_stragglers()
 
 
@@ -181,6 +189,23 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
     )
+
+
+def check_spans(config: Config) -> None:
+    """Raises ConfigError."""
+    endpoint = config.otlp_traces_endpoint
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"otlp_traces_endpoint: {endpoint!r} is no http:// or https:// address")
+    if endpoint and importlib.util.find_spec("opentelemetry") is None:
+        raise ConfigError("otlp_traces_endpoint needs more packages: pip install 'headrace[otel]'")
+
+
+def spans_of(config: Config, model: str) -> Spans | None:
+    if not config.otlp_traces_endpoint:
+        return None
+    from gateway.timeline.spans import Spans
+
+    return Spans.to(config.otlp_traces_endpoint, model, metadata.version("headrace"))
 
 
 def keys_of(config: Config, clock: Callable[[], float]) -> Keys | None:

@@ -15,7 +15,7 @@ from gateway.http.ratelimit import RateLimits
 from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
-from gateway.timeline.store import Timelines
+from gateway.timeline.store import Timelines, TimelineSink
 
 
 def installed_version() -> str:
@@ -71,3 +71,4 @@ class Services:
     version: str = field(default_factory=installed_version)
     turnstile: Turnstile = field(default_factory=Turnstile)
     timelines: Timelines = field(default_factory=Timelines)
+    spans: TimelineSink | None = None  # of who traces requests

@@ -37,6 +37,7 @@ from gateway.timeline.laps import Laps
 from gateway.timeline.routes import TimelinePage
 
 _log = logging.getLogger("headrace.http")
+TRACE_HEADERS = (b"traceparent", b"tracestate")
 OPENAI_VERSION = b"2020-10-01"  # of the API whose shapes are spoken
 
 
@@ -130,7 +131,9 @@ class Edge:
         finally:
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
             exchange.end(services.metrics)
-            services.timelines.close(exchange, services.wall_clock())
+            timeline = services.timelines.close(exchange, services.wall_clock())
+            if services.spans is not None and timeline is not None:
+                services.spans.add(timeline, trace_headers(scope))
         return None
 
     def _stamp(self, exchange: Exchange, send: Send) -> Send:
@@ -159,6 +162,12 @@ class Edge:
             # Once a response has begun, only its missing end can tell the client.
             if exchange.status == 0:
                 await error_response(error, scope)(scope, receive, send)
+
+
+def trace_headers(scope: Scope) -> dict[str, str]:
+    """By which a trace is continued (W3C Trace Context)."""
+    found = ((name.lower(), value) for name, value in scope["headers"])
+    return {name.decode(): value.decode("latin-1") for name, value in found if name in TRACE_HEADERS}
 
 
 async def api_error(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -62,6 +63,13 @@ class Timed(Protocol):
     laps: Laps
 
 
+class TimelineSink(Protocol):
+    """Whoever else wants the timelines of requests that have ended."""
+
+    def add(self, timeline: Timeline, trace_headers: Mapping[str, str]) -> None:
+        """trace_headers: traceparent and tracestate, as far as the client sent them. Must not block or raise."""
+
+
 def causes_of(laps: Laps) -> list[Spent]:
     return [Spent(cause, _ms(seconds)) for cause, seconds in laps.so_far().items()]
 
@@ -106,18 +114,19 @@ class Timelines:
         self._ended: OrderedDict[str, tuple[str | None, Timeline]] = OrderedDict()
 
     def open(self, request: Timed) -> None:
-        if self._most:
-            self._open[request.request_id] = request
+        self._open[request.request_id] = request
 
-    def close(self, request: Timed, now: float) -> None:
-        """Nothing, where it was not opened."""
+    def close(self, request: Timed, now: float) -> Timeline | None:
+        """None, where it was not opened, or where another has its id since."""
         if self._open.get(request.request_id) is not request:
-            return
+            return None
         del self._open[request.request_id]
-        self._ended[request.request_id] = (request.key, timeline_of(request, now, ended=True))
+        timeline = timeline_of(request, now, ended=True)
+        self._ended[request.request_id] = (request.key, timeline)
         self._ended.move_to_end(request.request_id)
         if len(self._ended) > self._most:
             self._ended.popitem(last=False)
+        return timeline
 
     def find(self, request_id: str, key: str | None, now: float) -> Timeline | None:
         """None also where another key asked for it."""
