@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench.flags import bench
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
@@ -135,3 +136,4 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 app.command("serve")(_with_options(serve))
 app.command("hash-key")(hash_key)
+app.command("bench")(bench)

@@ -1,4 +1,4 @@
-"""Who may import whom: gateway -> scheduler <- engine, and nothing else across rooms."""
+"""Who may import whom: gateway -> scheduler <- engine, the flags of bench, and nothing else across rooms."""
 
 import ast
 import subprocess
@@ -9,15 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("gateway", "scheduler", "engine")
+ROOMS = ("gateway", "scheduler", "engine", "bench")
 ALLOWED_ROOMS = {
-    "gateway": {"gateway", "scheduler.protocol", "scheduler.types", "scheduler.plan"},
+    "gateway": {"gateway", "scheduler.protocol", "scheduler.types", "scheduler.plan", "bench.flags"},
     "scheduler": {"scheduler"},
     "engine": {"engine", "scheduler"},
+    "bench": {"bench"},
 }
 FORBIDDEN_LIBRARIES = {
     "gateway": {"torch", "numba", "safetensors"},
     "engine": {"starlette", "hypercorn", "sse_starlette", "tiktoken", "jinja2", "typer", "rich", "prometheus_client"},
+    "bench": {
+        "torch",
+        "numba",
+        "starlette",
+        "hypercorn",
+        "tiktoken",
+        "jinja2",
+        "prometheus_client",
+        "aiohttp",
+        "httpx",
+    },
 }
 
 
@@ -59,6 +71,11 @@ def test_imports_point_one_way(room: str) -> None:
         ("gateway", "scheduler.scheduler"),
         ("scheduler", "torch.nn"),
         ("scheduler", "gateway.errors"),
+        ("gateway", "bench.run"),
+        ("engine", "bench.measure"),
+        ("bench", "gateway.config"),
+        ("bench", "scheduler.types"),
+        ("bench", "httpx"),
         ("engine", "gateway.answers.text"),
         ("engine", "tiktoken"),
     ],
