@@ -11,7 +11,9 @@ from typing import Any
 
 from bench.arrivals import Load, Open, Replay
 
-PREPARED_BYTES = 256 << 20  # of requests made before the clock runs; more are made on the way
+PREPARED_BYTES = (
+    32 << 20
+)  # of requests that are made before the clock runs, within a second or two; more are made on the way
 
 
 @dataclass(frozen=True, slots=True)

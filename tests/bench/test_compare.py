@@ -19,7 +19,7 @@ def rounds(seed: int, factor: float = 1.0, noise: float = 0.1, num: int = 3) -> 
         return 0.1 * factor * rng.lognormvariate(0, noise)
 
     def seen() -> Seen:
-        return Seen(None, wait(), wait(), wait(), array("d", [wait() for _ in range(20)]), 5, 0, 10)
+        return Seen(None, wait(), wait(), wait(), array("d", [wait() for _ in range(5)]), 5, 0, 10)
 
     return [
         Round([seen() for _ in range(40)], wall_s=factor * rng.lognormvariate(0, noise), client_cpu_s=0)
@@ -42,18 +42,18 @@ def test_without_noise_the_interval_is_the_ratio() -> None:
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = 0
-    for seed in range(20):
+    for seed in range(10):
         tpot = by_name(ratios(rounds(seed), rounds(seed + 100, 1.5), SLO(), seed))["tpot_p50"]
         assert tpot.low is not None and tpot.high is not None and tpot.ratio is not None
         assert tpot.low <= tpot.ratio <= tpot.high
         assert 0.02 < tpot.high - tpot.low < 0.3
         held += tpot.low <= 1.5 <= tpot.high
-    assert held >= 16
+    assert held >= 8
 
 
 def test_more_rounds_make_intervals_narrower() -> None:
     widths = []
-    for num in (3, 48):
+    for num in (3, 24):
         e2e = by_name(ratios(rounds(1, num=num), rounds(2, num=num), SLO(), 1))["e2e_p50"]
         assert e2e.low is not None and e2e.high is not None
         widths.append(e2e.high - e2e.low)
