@@ -128,9 +128,9 @@ class _Connection(asyncio.Protocol):
 
 
 class Client:
-    """Of one server. Connections are kept for the next request, as the usual clients do."""
+    """Of one server. `keep_alive`: a connection is kept for the next request, as the usual clients do."""
 
-    def __init__(self, url: str, api_key: str, timeout_s: float) -> None:
+    def __init__(self, url: str, api_key: str, timeout_s: float, keep_alive: bool = True) -> None:
         parts = urllib.parse.urlsplit(url)
         is_tls = parts.scheme == "https"
         self._host = parts.hostname or ""
@@ -138,6 +138,8 @@ class Client:
         self._timeout_s = timeout_s
         self._headers = f"host: {parts.netloc}\r\nuser-agent: headrace-bench/{metadata.version('headrace')}\r\n"
         self._headers += f"authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._headers += "" if keep_alive else "connection: close\r\n"
+        self._keep_alive = keep_alive
         self._tls = ssl.create_default_context() if is_tls else None
         self._address = ""  # where the last connection was made
         self._idle = list[_Connection]()
@@ -172,8 +174,10 @@ class Client:
 
     async def _on(self, connection: _Connection, request: bytes, answer: Answer) -> None:
         await connection.exchange(request, answer)
-        if connection.is_open:
+        if connection.is_open and self._keep_alive:
             self._idle.append(connection)
+        else:
+            connection.abort()
 
     async def _connect(self) -> _Connection:
         """To the first of the host's addresses that takes it, and from then on to that one."""

@@ -16,10 +16,14 @@ HERE = "http://127.0.0.1:8000"
 class Flags:
     """As they were typed."""
 
-    url: Annotated[str, typer.Argument(help="The server, with or without /v1.")] = HERE
-    model: Annotated[str, typer.Option(help="Default: the first of GET /v1/models.", show_default=False)] = ""
-    endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "completions"
-    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Sent to URL.", show_default=False)] = ""
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="The server, with or without /v1.")] = HERE
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Default: the first of GET /v1/models.", show_default=False)
+    ] = ""
+    endpoint: Annotated[str, typer.Option(metavar="NAME", help="chat or completions.")] = "completions"
+    api_key: Annotated[
+        str, typer.Option(envvar="OPENAI_API_KEY", metavar="KEY", help="For the server at URL.", show_default=False)
+    ] = ""
 
     concurrency: Annotated[
         str, typer.Option(metavar="N[,N...]", help="Closed loop: so many requests in flight. Default: 1,8,32.")
@@ -34,7 +38,10 @@ class Flags:
     ] = ""
     speed: Annotated[str, typer.Option(metavar="X[,X...]", help="With --trace: times as fast.")] = "1"
     requests: Annotated[
-        int, typer.Option(metavar="N", help="Of each level. Default: 16, or 4 a stream, or those of 30 s.")
+        int,
+        typer.Option(
+            metavar="N", help="Of each level. Default: 16, or 4 a stream, or 30 s of them.", show_default=False
+        ),
     ] = 0
     warmup: Annotated[int, typer.Option(metavar="N", help="Requests before, all at once, that do not count.")] = 1
 
@@ -51,16 +58,19 @@ class Flags:
         str, typer.Option(metavar="N", help="Default: drawn, so that no cache knows the prompts.", show_default=False)
     ] = ""
     timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for each request.")] = 600.0
+    keep_alive: Annotated[
+        bool, typer.Option("--keep-alive/--no-keep-alive", help="Use connections again, or one for each request.")
+    ] = True
 
     slo: Annotated[
         str, typer.Option(metavar="ttft=MS,tpot=MS,e2e=MS", help="What goodput counts: requests within all of them.")
     ] = ""
     compare: Annotated[str, typer.Option(metavar="URL", help="A second server, in turn with the first.")] = ""
-    compare_model: Annotated[str, typer.Option(help="Its model.", show_default=False)] = ""
+    compare_model: Annotated[str, typer.Option(metavar="NAME", help="Its model.", show_default=False)] = ""
     compare_api_key: Annotated[
-        str, typer.Option(envvar="HEADRACE_COMPARE_API_KEY", help="Sent to it.", show_default=False)
+        str, typer.Option(envvar="HEADRACE_COMPARE_API_KEY", metavar="KEY", help="For that server.", show_default=False)
     ] = ""
-    rounds: Annotated[int, typer.Option(metavar="N", help="Default: 1, or 3 with --compare.")] = 0
+    rounds: Annotated[int, typer.Option(metavar="N", help="Default: 1, or 3 with --compare.", show_default=False)] = 0
     output: Annotated[str, typer.Option(metavar="FILE", help="Keeps the JSON of the last line.")] = ""
     plot: Annotated[str, typer.Option(metavar="FILE", help="Latency against load, as .html, .svg or .png.")] = ""
 

@@ -47,6 +47,7 @@ class Options:
     rounds: int
     seed: int | None
     timeout_s: float
+    keep_alive: bool
     slo: SLO
     output: Path | None
     plot: Path | None
@@ -80,6 +81,7 @@ def parse(flags: Flags) -> Options:
         _between("--rounds", flags.rounds, 0, 1000) or (3 if flags.compare else 1),
         _seed(flags.seed),
         _positive("--timeout", flags.timeout),
+        flags.keep_alive,
         _slo(flags.slo),
         _file("--output", flags.output),
         _plot_file(flags.plot),

@@ -130,16 +130,18 @@ def _text(x: float, y: float, text: str, anchor: str, size: int = 12) -> str:
     return f'<text x="{x}" y="{y}" fill="{GREY}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def svg(result: dict[str, Any]) -> str:
-    """All panels in one picture."""
+def svg(result: dict[str, Any], titles: Sequence[str]) -> str:
+    """All panels in one picture, with the servers' names below."""
     found = panels(result)
     height = HEIGHT * math.ceil(len(found) / COLUMNS)
     placed = [
         drawn(panel).replace("<svg ", f'<svg x="{WIDTH * (place % COLUMNS)}" y="{HEIGHT * (place // COLUMNS)}" ', 1)
         for place, panel in enumerate(found)
     ]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * COLUMNS} {height}">'
-    return "\n".join([head, *placed, "</svg>"]) + "\n"
+    names = [_text(LEFT, height + 20 * (place + 1), title, "start") for place, title in enumerate(titles)]
+    size = f"{WIDTH * COLUMNS} {height + 20 * len(names) + 8}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif">'
+    return "\n".join([head, *placed, *names, "</svg>"]) + "\n"
 
 
 STYLE = """:root{color-scheme:light dark}body{font:14px/1.5 sans-serif;margin:2em auto;max-width:1080px;padding:0 1em}
@@ -160,11 +162,11 @@ def html(result: dict[str, Any], tables: Sequence[Cells]) -> str:
     return "\n".join([start, *body, "</html>"]) + "\n"
 
 
-def write(path: Path, result: dict[str, Any], tables: Sequence[Cells]) -> None:
+def write(path: Path, result: dict[str, Any], titles: Sequence[str], tables: Sequence[Cells]) -> None:
     """Raises OSError."""
     if path.suffix == ".png":
         from bench.png import write_png  # needs matplotlib
 
-        write_png(path, panels(result))
+        write_png(path, panels(result), titles)
     else:
-        path.write_text(html(result, tables) if path.suffix == ".html" else svg(result))
+        path.write_text(html(result, tables) if path.suffix == ".html" else svg(result, titles))

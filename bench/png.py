@@ -21,7 +21,7 @@ def check() -> None:
         raise NoMatplotlib("PNG needs matplotlib: pip install 'headrace[plot]', or take .svg or .html")
 
 
-def write_png(path: Path, panels: Sequence[Panel]) -> None:
+def write_png(path: Path, panels: Sequence[Panel], titles: Sequence[str]) -> None:
     from matplotlib.figure import Figure  # takes half a second, for a plot alone
 
     rows = -(-len(panels) // COLUMNS)
@@ -40,4 +40,5 @@ def write_png(path: Path, panels: Sequence[Panel]) -> None:
         axes.set(title=panel.title, xlabel=panel.x_name, ylabel=panel.y_name)
         axes.grid(alpha=0.3)
         axes.legend()
+    figure.supxlabel("\n".join(titles), fontsize="small")
     figure.savefig(path, dpi=DPI)

@@ -61,15 +61,21 @@ class Report:
         ratios = [_load(level.load) | {"ratios": [asdict(ratio) for ratio in level.ratios]} for level in self.levels]
         return {**self.about, "servers": servers, **({"compared": ratios} if len(self.servers) > 1 else {})}
 
+    @property
+    def titles(self) -> list[str]:
+        """Of servers: their letters are those of a plot."""
+        letters = ["A: ", "B: "] if len(self.servers) > 1 else [""]
+        return [letter + server.title for letter, server in zip(letters, self.servers, strict=True)]
+
     def tables(self) -> list[Cells]:
         """Of each server, then of ratios."""
         names = [level.load.name for level in self.levels]
         found = [
-            Cells(server.title, names, rows([level.figures[place] for level in self.levels]))
-            for place, server in enumerate(self.servers)
+            Cells(title, names, rows([level.figures[place] for level in self.levels]))
+            for place, title in enumerate(self.titles)
         ]
         if len(self.servers) > 1:
-            found.append(Cells("second over first, and its 95 % interval", names, _ratio_rows(self.levels)))
+            found.append(Cells("B over A, and its 95 % interval", names, _ratio_rows(self.levels)))
         return found
 
     def print(self, console: Console) -> None:

@@ -78,7 +78,7 @@ async def run(options: Options, arguments: Sequence[str], stop: asyncio.Event) -
                 server = await look_at(looking, target.url, target.model)
             finally:
                 looking.close()
-            client = Client(target.url, target.api_key, options.timeout_s)
+            client = Client(target.url, target.api_key, options.timeout_s, options.keep_alive)
             driver = Driver(client, api_path(server.url, options.path), stop)
             sides.append(Side(server, client, driver, Author(options.work, server.model, server.words, seed, name)))
         with _stopped_by_signal(stop):
@@ -152,6 +152,7 @@ def _about(options: Options, arguments: Sequence[str], seed: int) -> dict[str, A
         "warmup": options.warmup,
         "rounds": options.rounds,
         "timeout_s": options.timeout_s,
+        "keep_alive": options.keep_alive,
         "slo_ms": {name: bound for name, bound in asdict(options.slo).items() if bound is not None},
     }
 
@@ -165,7 +166,7 @@ def _publish(report: Report, options: Options) -> int:
         if options.output:
             options.output.write_text(json.dumps(result, indent=1) + "\n")
         if options.plot:
-            write(options.plot, result, report.tables())
+            write(options.plot, result, report.titles, report.tables())
     except OSError as error:
         code = _complain(str(error), 1)
     print(json.dumps(result), flush=True)

@@ -56,6 +56,15 @@ async def test_requests_at_one_time_have_connections_of_their_own() -> None:
     assert server.num_connections == 4
 
 
+async def test_or_each_request_has_a_connection_of_its_own() -> None:
+    async with toy() as server:
+        client = Client(server.url, "", 30.0, keep_alive=False)
+        seen = [read(await ask(client)) for _ in range(3)]
+    assert [one.failure for one in seen] == [None] * 3
+    assert server.num_connections == 3
+    assert {exchange.headers["connection"] for exchange in server.asked} == {"close"}
+
+
 async def test_a_connection_that_the_server_let_go_of_is_no_failure() -> None:
     async def once(server: Toy, exchange: Exchange) -> None:
         if exchange.number == 2:  # on the kept connection

@@ -42,9 +42,10 @@ def test_a_level_without_figures_is_left_out() -> None:
 
 @pytest.mark.parametrize("levels", [1, 3])
 def test_svg_has_every_point(tmp_path: Path, levels: int) -> None:
-    write(tmp_path / "x.svg", result(levels), CELLS)
+    write(tmp_path / "x.svg", result(levels), ["a <server>"], CELLS)
     root = ET.parse(tmp_path / "x.svg").getroot()
     dots = [dot for dot in root.iter(f"{SVG}circle") if dot.get("r") == "3"]
+    assert [text.text for text in root.findall(f"{SVG}text")] == ["a <server>"]
     assert len(dots) == levels * (3 * 3 + 2)
     assert all(0 < float(dot.attrib["cx"]) < 520 and 0 < float(dot.attrib["cy"]) < 300 for dot in dots)
 
@@ -58,7 +59,7 @@ def test_a_larger_figure_is_higher_and_further_right() -> None:
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes(tmp_path: Path) -> None:
-    write(tmp_path / "x.html", result(), CELLS)
+    write(tmp_path / "x.html", result(), ["a <server>"], CELLS)
     page = (tmp_path / "x.html").read_text()
     assert page.count("<svg") == 4 and "<td>&lt;1</td>" in page and "&lt;b&gt;" in page
     assert "<b>" not in page and "<script" not in page
@@ -67,7 +68,7 @@ def test_the_page_needs_nothing_from_outside_and_escapes(tmp_path: Path) -> None
 
 
 def test_png_is_one(tmp_path: Path) -> None:
-    write(tmp_path / "x.png", result(), CELLS)
+    write(tmp_path / "x.png", result(), ["a <server>"], CELLS)
     data = (tmp_path / "x.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n") and len(data) > 10_000
 

@@ -199,7 +199,7 @@ def test_one_server_compared_with_itself(url: str) -> None:
     assert [server["levels"][0]["output_tokens"] for server in told["servers"]] == [256, 256]
     assert [server["levels"][0]["cached_tokens"] for server in told["servers"]] == [0, 0]
     assert all(each["low"] <= each["ratio"] <= each["high"] for each in told["compared"][0]["ratios"])
-    assert "second over first" in done.stdout
+    assert "B over A" in done.stdout
 
 
 def test_a_wrong_flag_is_one_line() -> None:
