@@ -80,8 +80,8 @@ class Burst:
 
 def serve(port: int, step_ms: float) -> int:
     """The gateway, in this process."""
-    from gateway.cli import configure_logging
     from gateway.config import Config
+    from gateway.logs import configure_logging
     from gateway.serve import Surroundings, serve
 
     configure_logging("warning")

@@ -1,6 +1,7 @@
 """`python -m engine`: reads an EngineConfig as one line of JSON from standard input, then serves its socket.
 
-Standard input stays open as long as the parent lives; its end is the engine's end. Log lines go to standard error.
+Standard input stays open as long as the parent lives; its end is the engine's end. Log lines go to standard error, as
+JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from engine.logs import configure_logging
 from engine.server import Server
 from scheduler.protocol import EngineConfig, Fatal, Progress
 
@@ -26,7 +28,7 @@ STEP_S = 10.0  # how long a step may take to end once the engine is told to stop
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     # How long an OpenMP thread spins for its next loop before it sleeps, read when torch is first imported. The default

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import signal
 import sys
@@ -17,13 +16,13 @@ import typer
 from rich.console import Console
 
 from bench.flags import bench
-from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, options
+from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
 from gateway.http.port import BindError
+from gateway.logs import LogFormat, complain, configure_logging
 
 METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "size": "SIZE"}
-NOISY_LIBRARIES = ("asyncio", "httpcore", "httpx", "huggingface_hub")
 
 app = typer.Typer(
     add_completion=False,
@@ -48,11 +47,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def serve(**given: str | bool | None) -> None:
     """Serve a model. Each option is also a HEADRACE_* variable and a key of the --config file."""
     values = {name: value for name, value in given.items() if value is not None}
-    file = values.pop(CONFIG_FLAG.name, None)
+    named = values.pop(CONFIG_FLAG.name, None)
+    file = Path(str(named)) if named else None
     try:
-        config = load_config(values, Path(str(file)) if file else None)
+        config = load_config(values, file)
     except ConfigError as error:
-        raise typer.Exit(_complain(str(error), 2)) from error
+        form = log_format_of(values, file)
+        configure_logging("info", form)
+        raise typer.Exit(_complain(str(error), 2, form)) from error
     raise typer.Exit(_run(config))
 
 
@@ -72,17 +74,18 @@ def _run(config: Config) -> int:
     from gateway.http.keys import KeysError
     from gateway.serve import Stopped, Surroundings, serve
 
-    configure_logging(config.log_level)
+    form = config.log_format
+    configure_logging(config.log_level, form)
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes signals over
     around = Surroundings(dict(os.environ), out=Console(), progress=Console(stderr=True))
     try:
         return serve(config, around)
     except KeysError as error:
-        return _complain(f"keys: {error}", 2)
+        return _complain(f"keys: {error}", 2, form)
     except ConfigError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 2, form)
     except (ModelError, BindError, EngineFailed) as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), 1, form)
     except Stopped as stopped:
         return stopped.exit_code
     except KeyboardInterrupt:
@@ -93,24 +96,9 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"headrace: {' '.join(message.split())}", file=sys.stderr)
+def _complain(message: str, code: int, form: LogFormat = "text") -> int:
+    complain(message, form)
     return code
-
-
-class StderrHandler(logging.Handler):
-    """Looks sys.stderr up for each line, so that progress bars can step aside for it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
-def configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), handlers=[StderrHandler()], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for name in NOISY_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -167,6 +167,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe messages to log.")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="json: nothing but JSON on standard output and error, an object a line."),
+    ] = "text"
 
 
 Kind = Literal["text", "integer", "number", "size", "switch", "choice"]
@@ -238,6 +242,17 @@ def load_config(given: Mapping[str, str | bool], file: Path | None = None) -> Co
     values = {**in_file, **{name: _size_or_text(name, value, _flag(name)) for name, value in given.items()}}
     preset = PRESETS.get(str(values.get("limits")), {})
     return _convert({**preset, **values}, strict=False, naming=_flag)
+
+
+def log_format_of(given: Mapping[str, str | bool], file: Path | None) -> Literal["text", "json"]:
+    """As far as it can be told where something else is wrong: it says how to complain of that."""
+    wanted = given.get("log_format")
+    if wanted is None and file is not None:
+        try:
+            wanted = tomllib.loads(file.read_text(encoding="utf-8")).get("log_format")
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+            return "text"
+    return "json" if wanted == "json" else "text"
 
 
 def _flag(name: str) -> str:

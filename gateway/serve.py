@@ -26,6 +26,7 @@ from gateway.http.port import bind
 from gateway.metrics import Metrics
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
 from gateway.startup import Display, Started, print_summary
+from gateway.startup_log import PhaseLog, ready_line
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def serve(config: Config, around: Surroundings) -> int:
         keys = keys_of(config, around.clock)
         check_spans(config)
         listener = bind(config.host, config.port)  # before the model: a busy port is told at once
-        with listener, Display(around.progress) as display:
+        with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
             request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
             resolved = resolve_model(request, around.environ, display.report)
             return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
@@ -83,7 +84,7 @@ class _Plan:
     began: float
 
 
-async def _serve(plan: _Plan, display: Display) -> int:
+async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     signals = Signals()
     signals.install()
     metrics = Metrics()
@@ -113,7 +114,7 @@ async def _serve(plan: _Plan, display: Display) -> int:
 
 
 async def _start(
-    plan: _Plan, supervisor: Supervisor, signals: Signals, display: Display
+    plan: _Plan, supervisor: Supervisor, signals: Signals, display: Display | PhaseLog
 ) -> tuple[Ready, ServedModel, float]:
     """The engine loads its weights while this process imports the rest of itself and builds the tokenizer; the first
     failure of either counts."""
@@ -166,7 +167,10 @@ def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> No
         phases_s=[("tokenizer", loading_s)],
         total_s=plan.around.clock() - plan.began,
     )
-    print_summary(plan.around.out, started)
+    if plan.config.log_format == "json":
+        print(ready_line(started), file=plan.around.out.file, flush=True)
+    else:
+        print_summary(plan.around.out, started)
 
 
 def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:

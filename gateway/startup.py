@@ -101,10 +101,14 @@ def memory_split(ready: Ready) -> str:
     return ", ".join(f"{name} {format_size(size)}" for name, size in parts.items() if size)
 
 
+def kv_cache_tokens(ready: Ready) -> int:
+    return (ready.num_blocks - RESERVED_BLOCKS) * ready.block_size
+
+
 def summary_rows(started: Started) -> list[tuple[str, str]]:
     ready = started.ready
-    num_blocks = ready.num_blocks - RESERVED_BLOCKS
-    num_tokens = num_blocks * ready.block_size
+    num_tokens = kv_cache_tokens(ready)
+    num_blocks = num_tokens // ready.block_size
     phases = [*started.phases_s, *ready.phases_s]
     return [
         ("model", f"{started.model}: {ready.architecture}, {ready.num_parameters / 1e6:,.1f} M parameters"),

@@ -40,6 +40,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int = 0  # of dummy weights
 
 
+class LogLine(msgspec.Struct, frozen=True):
+    """One of an engine's log: a line of JSON on its standard error, where other programs' words may stand too."""
+
+    level: str
+    logger: str
+    message: str
+    exception: str | None = None  # with its traceback
+
+
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """One prompt, one sequence a choice. The first is the leader; the others share its full prompt blocks."""
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,19 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gateway.engines.socket import EngineFailed
-from scheduler.protocol import EngineConfig
+from scheduler.protocol import EngineConfig, LogLine
 
 MAX_LINES = 200  # of its output that are kept
-MAX_LINE_BYTES = 4096
+MAX_LINE_BYTES = 1 << 16
+MAX_WORDS_CHARS = 4096  # of a line that is kept
 CONNECT_PERIOD_S = 0.03
 CONNECT_LIMIT_S = 300.0  # importing torch from a cold disk takes long
 LAST_WORDS_S = 1.0
 STOP_S = 5.0
 KILL_S = 5.0
 
-LOG_LINE = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+: (?P<message>.*)")
-
 log = logging.getLogger("headrace.engine")
+_decode_line = msgspec.json.Decoder(LogLine).decode
 
 
 class EngineProcess:
@@ -123,19 +122,32 @@ class EngineProcess:
         self._note(rest)
 
     def _note(self, line: bytes) -> None:
+        said = parse_line(line)
+        if said is not None:
+            self.lines.append(_gist(said)[:MAX_WORDS_CHARS])
+            _relay(said)
+
+
+def parse_line(line: bytes) -> LogLine | None:
+    """Anything but a line of its log is information: what libraries print, or Python at its end. None: it is empty."""
+    try:
+        return _decode_line(line)
+    except msgspec.MsgspecError:
         text = line.decode(errors="replace").rstrip()
-        if text:
-            self.lines.append(text)
-            _relay(text)
+        return LogLine("INFO", log.name, text) if text else None
 
 
-def _relay(text: str) -> None:
-    """Its log lines keep their level; anything else it prints is information."""
-    match = LOG_LINE.fullmatch(text)
-    if match:
-        log.log(logging.getLevelNamesMapping()[match["level"]], "%s", match["message"])
-    else:
-        log.info("%s", text)
+def _gist(said: LogLine) -> str:
+    return said.exception.rstrip().rpartition("\n")[2] if said.exception else said.message
+
+
+def _relay(said: LogLine) -> None:
+    level = logging.getLevelNamesMapping().get(said.level, logging.INFO)
+    if log.isEnabledFor(level):
+        extra = {"origin": "engine"}
+        record = log.makeRecord(said.logger, level, "", 0, "%s", (said.message,), None, extra=extra)
+        record.exc_text = said.exception
+        log.handle(record)
 
 
 def _ending(returncode: int) -> str:

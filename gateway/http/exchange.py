@@ -6,12 +6,13 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from gateway.errors import ApiError
 from gateway.http import faults
+from gateway.logs import Event
 from gateway.metrics import Metrics
 from gateway.timeline.laps import Laps
 from gateway.timeline.store import causes_of
@@ -19,7 +20,6 @@ from gateway.timeline.store import causes_of
 _log = logging.getLogger("headrace.access")
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"health", "metrics"})  # asked for every few seconds
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Exchange:
     def log(self, seconds: float) -> None:
         level = logging.DEBUG if self.endpoint in _QUIET else logging.INFO
         if _log.isEnabledFor(level):
-            _log.log(level, "%s", _encode(AccessLine.of(self, seconds)).decode())
+            _log.log(level, AccessLine.of(self, seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ class RunningOn:
     task: asyncio.Task[None]
 
 
-class AccessLine(msgspec.Struct, frozen=True):
+class AccessLine(Event, frozen=True):
+    says: ClassVar[str] = "request"
+
     request_id: str
     method: str
     endpoint: str
