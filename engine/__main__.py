@@ -14,17 +14,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.logs import configure_logging
+from engine.profile import Profiles, Tracer
 from engine.server import Server
 from scheduler.protocol import EngineConfig, Fatal, Progress
+
+if TYPE_CHECKING:
+    from engine.build import Phases
 
 log = logging.getLogger("headrace.engine")
 
 FAREWELL_S = 5.0  # how long the last frames may take to leave
 STEP_S = 10.0  # how long a step may take to end once the engine is told to stop
+PROFILER_ENVIRONMENT = {  # read while torch is imported, or when it first profiles
+    "KINETO_LOG_LEVEL": "99",  # it says on standard error when it starts and stops
+    "TEARDOWN_CUPTI": "0",  # to take CUPTI down and up again does not go well with CUDA graphs
+}
 
 
 def main() -> int:
@@ -34,6 +43,9 @@ def main() -> int:
     # How long an OpenMP thread spins for its next loop before it sleeps, read when torch is first imported. The default
     # (milliseconds) takes cores from the gateway; none at all costs a third of a decode step in wake-ups.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if config.profiling:
+        for name, value in PROFILER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     server = Server(config.socket_path)
     try:
         return serve(config, server)
@@ -59,7 +71,8 @@ def serve(config: EngineConfig, server: Server) -> int:
     except (OutOfMemory, MemoryError) as error:
         return _give_up(server, Fatal("memory", str(error) or "out of memory"))
     grammars = CompileQueue(lambda told: Compiler(told, ready.vocab_size).compile, server.wake, time.monotonic)
-    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars)
+    profiles = Profiles(tracer(phases) if config.profiling else None, server.send)
+    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars, profiles=profiles)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()
@@ -70,6 +83,19 @@ def serve(config: EngineConfig, server: Server) -> int:
     except StepsFail as error:
         return _give_up(server, Fatal("internal", str(error)))
     return 0
+
+
+def tracer(phases: Phases) -> Tracer | None:
+    from engine.trace import TorchTracer
+
+    try:
+        made = TorchTracer()
+        with phases.phase("preparing the profiler"):
+            made.warm_up()
+    except Exception:  # the engine serves all the same
+        log.exception("there will be no profiles")
+        return None
+    return made
 
 
 def _give_up(server: Server, fatal: Fatal) -> int:

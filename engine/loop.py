@@ -13,16 +13,19 @@ import msgspec
 
 from engine.compiling import CompileQueue, Pending
 from engine.flights import Executor, Flights
+from engine.profile import Profiles
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
 from scheduler.plan import Event, StepPlan
 from scheduler.protocol import (
     MAX_FRAME_BYTES,
     Abort,
     Accepted,
+    DropProfile,
     EngineStats,
     FirstToken,
     Output,
     Outputs,
+    Profile,
     Rejection,
     StepRecord,
     Submit,
@@ -52,6 +55,7 @@ class Loop:
         vocab_size: int,
         grammars: CompileQueue,
         clock: Callable[[], float] = time.monotonic,
+        profiles: Profiles | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -59,6 +63,7 @@ class Loop:
         self._vocab_size = vocab_size
         self._grammars = grammars
         self._clock = clock
+        self._profiles = profiles or Profiles(None, server.send, clock)
         self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
         self._flights = Flights(runner, clock)
         self._failed_in_a_row = 0
@@ -72,6 +77,7 @@ class Loop:
                 if not self.turn():
                     self._idle()
         finally:
+            self._profiles.close()
             self._grammars.close()
 
     def stop(self) -> None:
@@ -86,6 +92,9 @@ class Loop:
         for pending in self._grammars.take():
             self._leave_queue(pending)
         self._send(self._scheduler.expired(), None)
+        return self._profiles.around(self._step)
+
+    def _step(self) -> bool:
         self._launch()
         if not self._flights:
             return False
@@ -131,6 +140,10 @@ class Loop:
             self._submit(connection, message)
         elif isinstance(message, Vocabulary):
             self._grammars.learn(message)
+        elif isinstance(message, Profile):
+            self._profiles.begin(connection, message)
+        elif isinstance(message, DropProfile):
+            self._profiles.drop(connection, message)
         else:
             self._cancel(connection, message)
 
@@ -196,6 +209,7 @@ class Loop:
     def _cancel(self, connection: int, message: Abort | Gone) -> None:
         if isinstance(message, Gone):
             gone: Iterable[int] = self._owned.pop(connection, set())
+            self._profiles.drop(connection)
         else:
             gone = [internal_id(connection, seq_id) for seq_id in message.seq_ids]
             self._owned[connection].difference_update(gone)

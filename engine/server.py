@@ -66,7 +66,7 @@ class _Connection:
 
 
 class Server:
-    """Listens on a unix socket. The step loop calls `take`, `take_aborts`, `wait` and `send`, from one thread."""
+    """Listens on a unix socket. `take`, `take_aborts` and `wait` are the step loop's, `send` is for any thread."""
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -7,8 +7,10 @@ import gc
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.config import Config
+from gateway.engines.profiles import Profiler
 from gateway.engines.socket import SocketEngine
 from gateway.engines.vocabulary import vocabulary_of
 from gateway.http.app import create_app
@@ -42,21 +44,22 @@ class Running:
     listener: socket.socket
     signals: Signals
     watch: Callable[[], Awaitable[None]]
+    folder: Path  # private to the process, and gone with it
     spans: TimelineSink | None = None
 
 
 def server_of(running: Running, model: ServedModel, config: Config) -> Server:
     running.engine.teach(vocabulary_of(model))
-    settings, timelines = http_settings(config), Timelines(config.timelines)
     services = Services(
-        running.engine,
-        model,
-        Drain(),
-        running.metrics,
-        settings,
-        running.keys,
-        timelines=timelines,
+        engine=running.engine,
+        model=model,
+        drain=Drain(),
+        metrics=running.metrics,
+        settings=http_settings(config),
+        keys=running.keys,
+        timelines=Timelines(config.timelines),
         spans=running.spans,
+        profiler=Profiler(running.engine, running.folder) if config.debug_profile else None,
     )
     return Server(
         app=create_app(services),

@@ -161,6 +161,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     max_wait: Annotated[Seconds, Meta(description="Seconds a request may wait in the queue; 0: no limit.")] = 300.0
 
+    debug_profile: Annotated[
+        bool, Meta(description="POST /debug/profile gives a profiler's trace of the engine's next steps.")
+    ] = False
     vllm_metric_names: Annotated[
         bool, Meta(description="Tell in /metrics what vLLM's dashboards ask for under its names too.")
     ] = False

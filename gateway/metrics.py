@@ -39,6 +39,7 @@ ENDPOINTS = frozenset(
         "metrics",
         "models",
         "other",
+        "profile",
         "responses",
         "timeline",
         "tokenize",

@@ -101,7 +101,8 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
         from gateway.assembly import Running, keep_what_is_there, server_of  # imported by now: see _load
 
         spans = spans_of(plan.config, model.name)
-        running = Running(engine, metrics, plan.keys, plan.listener, signals, supervisor.watch, spans)
+        told = (signals, supervisor.watch, supervisor.folder)
+        running = Running(engine, metrics, plan.keys, plan.listener, *told, spans)
         server = server_of(running, model, plan.config)
         keep_what_is_there()
         return await server.run(lambda: _show(plan, ready, model, loading_s))
@@ -192,6 +193,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
+        profiling=config.debug_profile,
     )
 
 

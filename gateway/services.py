@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from gateway.engines.client import EngineClient
+from gateway.engines.profiles import Profiler
 from gateway.http.drain import Drain
 from gateway.http.keys import Keys
 from gateway.http.ratelimit import RateLimits
@@ -65,6 +66,7 @@ class Services:
     metrics: Metrics
     settings: HttpSettings = field(default_factory=HttpSettings)
     keys: Keys | None = None  # None: nobody needs one
+    profiler: Profiler | None = None  # None: it is off
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     random_bits: Callable[[int], int] = secrets.randbits

@@ -38,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting_tokens: int = 1 << 20
     prefix_caching: bool = True
     seed: int = 0  # of dummy weights
+    profiling: bool = False  # a Profile may be asked for
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -73,6 +74,22 @@ class Vocabulary(msgspec.Struct, frozen=True, array_like=True, tag="vocabulary")
     tokens: list[bytes]
     special_ids: list[int]  # control tokens: no text of an answer
     eos_ids: list[int]  # those that end an answer
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True, tag="profile"):
+    """A profiler's trace of the next steps is wanted, into a file. One at a time; answered by one Profiled."""
+
+    profile_id: int  # chosen by the gateway, as sequence ids are
+    steps: int
+    timeout_s: float  # after it, the steps that there were are enough
+    path: str  # of a file to be made, in a folder that the gateway removes: Chrome trace JSON, gzip
+    max_bytes: int  # of that file
+
+
+class DropProfile(msgspec.Struct, frozen=True, array_like=True, tag="drop_profile"):
+    """Nobody waits for it any more. Nothing is answered; an id that is unknown is ignored."""
+
+    profile_id: int
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
@@ -184,8 +201,19 @@ class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort | Vocabulary
-FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs
+class Profiled(msgspec.Struct, frozen=True, array_like=True, tag="profiled"):
+    """done: the file is there, whole. Otherwise there is none: no step ran in time, another profile is under way,
+    profiling is off, the file would be too large, or something failed, which the message tells in one line."""
+
+    profile_id: int
+    outcome: Literal["done", "nothing", "busy", "off", "too_large", "failed"]
+    num_steps: int = 0
+    num_bytes: int = 0
+    message: str = ""
+
+
+ToEngine = Submit | Abort | Vocabulary | Profile | DropProfile
+FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs | Profiled
 
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)

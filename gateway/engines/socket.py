@@ -16,12 +16,15 @@ from gateway.engines.client import EngineUnavailable, Sink
 from scheduler.protocol import (
     Abort,
     Accepted,
+    DropProfile,
     EngineStats,
     Fatal,
     FrameError,
     FrameSplitter,
     FromEngine,
     Outputs,
+    Profile,
+    Profiled,
     Progress,
     Ready,
     Rejection,
@@ -87,6 +90,7 @@ class SocketEngine:
         self._writer: asyncio.StreamWriter | None = None
         self._sinks: dict[int, Sink] = {}
         self._questions: dict[int, _Question] = {}  # by their first id
+        self._profiles: dict[int, asyncio.Future[Profiled]] = {}  # that are waited for
 
     @property
     def ready(self) -> Ready | None:
@@ -141,6 +145,22 @@ class SocketEngine:
             if question and not question.answer.done() and self._sinks.keys().isdisjoint(question.seq_ids):
                 question.answer.set_result(None)
 
+    async def profile(self, request: Profile, limit_s: float) -> Profiled:
+        """A ProfilingEngine's."""
+        writer = self._writer
+        if self._ready is None or writer is None:
+            raise EngineUnavailable("The engine is not running.", self.retry_after_s)
+        answer: asyncio.Future[Profiled] = asyncio.get_running_loop().create_future()
+        self._profiles[request.profile_id] = answer
+        writer.write(encode_frame(request))
+        try:
+            async with asyncio.timeout(limit_s):
+                return await answer
+        finally:
+            del self._profiles[request.profile_id]
+            if not answer.done() or answer.cancelled():
+                writer.write(encode_frame(DropProfile(request.profile_id)))
+
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener: Listener) -> None:
         """Speaks with one engine until its end; always raises, EngineFailed if it was not cancelled."""
         self._writer = writer
@@ -186,6 +206,10 @@ class SocketEngine:
                 self._answer(message.seq_ids, None)
             case Rejection():
                 self._answer(message.seq_ids, Rejected(message.code, message.message, message.retry_after_s))
+            case Profiled():
+                profile = self._profiles.get(message.profile_id)
+                if profile is not None and not profile.done():
+                    profile.set_result(message)
             case Progress():
                 listener.on_progress(message)
             case Ready():
@@ -229,6 +253,9 @@ class SocketEngine:
             for seq_id in question.seq_ids:
                 self._sinks.pop(seq_id, None)
             question.answer.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
+        for profile in self._profiles.values():
+            if not profile.done():
+                profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
         open_sinks = {id(sink): sink for sink in self._sinks.values()}  # one a request, whatever its choices
         self._sinks.clear()
         for sink in open_sinks.values():

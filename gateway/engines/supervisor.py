@@ -66,7 +66,7 @@ class Supervisor:
         self._observer = observer
         self._backoff = backoff
         self._timing = timing
-        self._folder = _socket_folder()
+        self.folder = _socket_folder()  # of all files that engine and gateway share
         self._num_starts = 0
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None  # of the engine that runs or ran last
@@ -101,7 +101,7 @@ class Supervisor:
         """At once, and leaves nothing behind."""
         if self._process is not None:
             self._process.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _keep_running(self, on_progress: Callable[[Progress], None]) -> None:
         delay_s = self._backoff.first_s
@@ -128,7 +128,7 @@ class Supervisor:
         """One engine, from its start to its end. Always raises."""
         self._num_starts += 1
         config = msgspec.structs.replace(
-            self._setup.config, socket_path=str(self._folder / f"engine-{self._num_starts}.sock")
+            self._setup.config, socket_path=str(self.folder / f"engine-{self._num_starts}.sock")
         )
         process = await EngineProcess.start(self._setup.command, config, self._setup.environ)
         self._process = process

@@ -24,6 +24,7 @@ from gateway.http.error_shape import error_response
 from gateway.http.exchange import Exchange, exchange_of, request_id
 from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
 from gateway.http.lag import watch_lag
+from gateway.http.profile import TakeProfile
 from gateway.http.race import ClientGone
 from gateway.http.routes import Generate, Pages
 from gateway.http.unbuilt import unbuilt_path
@@ -82,6 +83,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
+        Route("/debug/profile", TakeProfile(services), methods=["POST"]),
         Route("/version", pages.version),
         *docs_routes(services),
         Route("/tokenize", pages.tokenize, methods=["POST"]),
@@ -94,7 +96,7 @@ def cors(services: Services) -> list[Middleware]:
     if not origins:
         return []
     shown = ["x-request-id", "x-headrace-seed", "x-headrace-ignored", "x-headrace-parameters", "request-id"]
-    shown += ["retry-after", "retry-after-ms"]
+    shown += ["x-headrace-steps", "retry-after", "retry-after-ms"]
     shown += RATE_LIMIT_HEADERS
     return [
         Middleware(

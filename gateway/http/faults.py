@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gateway.engines.profiles import NoProfile
 from gateway.errors import ApiError
 from gateway.http.ratelimit import Refusal, duration
 from gateway.services import Services
@@ -115,6 +116,28 @@ def stalled(seconds: float) -> ApiError:
 def slow_reader(max_bytes: int) -> ApiError:
     message = f"The stream was read too slowly: more than {max_bytes} bytes were waiting."
     return ApiError(408, message, type="timeout_error", code="slow_reader")
+
+
+def profiling_off() -> ApiError:
+    message = "Profiling is off. A server that is started with --debug-profile answers here."
+    return ApiError(403, message, type="permission_error", code="profiling_off")
+
+
+def no_profile(no: NoProfile, steps: int, timeout_s: float) -> ApiError:
+    match no.outcome:
+        case "busy":
+            message = "A profile is under way, and there is one at a time."
+            return ApiError(409, message, code="profile_under_way")
+        case "nothing":
+            message = f"The engine had nothing to do: no step ran within {timeout_s:g} s."
+            return ApiError(504, message, type="timeout_error", code="no_steps")
+        case "too_large":
+            message = f"The trace of so many steps is too large. Ask for fewer than {steps}."
+            return ApiError(400, message, param="steps", code="profile_too_large")
+        case "late":
+            return ApiError(504, "The engine gave no profile in time.", type="timeout_error", code="stalled")
+    message = f"The profile failed: {no.message}." if no.message else "The engine cannot profile; its log says why."
+    return ApiError(500, message, type="server_error", code="profile_failed")
 
 
 def outcome(error: ApiError) -> str:

@@ -16,7 +16,7 @@ from gateway.services import Services
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # asked by whoever keeps the process alive, without a key
 # POST, but nothing is generated
-FREE_PATHS = frozenset({"/tokenize", "/detokenize", *OPEN_PATHS})
+FREE_PATHS = frozenset({"/tokenize", "/detokenize", "/debug/profile", *OPEN_PATHS})
 FREE_ENDS = ("/count_tokens", "/render", "/cancel", "/input_tokens")
 RATE_LIMIT_HEADERS = [
     f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")

@@ -21,6 +21,7 @@ _HEADERS: dict[str, str] = {
     "x-headrace-seed": "With it as seed, the same request has the same answer.",
     "x-headrace-ignored": "Fields that had no effect.",
     "x-headrace-parameters": "The parameters that were in force, and where from; where x-headrace-explain asked.",
+    "x-headrace-steps": "As many steps are in the trace.",
     "retry-after": "Seconds to wait.",
 }
 _ASKED_HEADERS: dict[str, str] = {
@@ -99,7 +100,7 @@ def _with_model(example: Any, services: Services) -> Schema:
 
 
 def _answer(operation: Operation) -> Schema:
-    names = ["x-request-id"]
+    names = ["x-request-id", *operation.headers]
     if operation.body is not None:
         names.append("x-headrace-ignored")
     if operation.generates:

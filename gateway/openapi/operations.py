@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway import embeddings, openai
+from gateway.engines.profiles import MAX_STEPS, MAX_TIMEOUT_S
 from gateway.messages import types as anthropic
 from gateway.openapi import schemas
 from gateway.openapi.fields import Schema, either
@@ -43,6 +44,7 @@ class Operation:
     examples: Examples = field(default_factory=dict)
     parameters: tuple[Schema, ...] = ()
     generates: bool = False  # its answer has a seed, and can be explained
+    headers: tuple[str, ...] = ()  # of its answer alone
 
     @property
     def id(self) -> str:
@@ -62,6 +64,12 @@ _ID = _in_path("id", "Of a kept response.")
 _ORDER = _in_query("order", "desc: the newest first.", {"enum": ["asc", "desc"], "default": "desc"})
 _LIMIT = _in_query("limit", "Most items.", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20})
 _AFTER = _in_query("after", "The items behind this one.", {"type": "string"})
+_STEPS = _in_query("steps", "How many.", {"type": "integer", "minimum": 1, "maximum": MAX_STEPS, "default": 20})
+_TIMEOUT = _in_query(
+    "timeout_s",
+    "Seconds after which the steps that there were are enough.",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S, "default": 60},
+)
 _STREAM = _in_query("stream", "true is not built.", either({"const": "false"}))
 
 _CHAT_EXAMPLES: Examples = {
@@ -225,6 +233,13 @@ OTHERS = (
     Operation("get", "/health", "Server", "The process lives", openai.Health),
     Operation("get", "/ready", "Server", "It takes requests", openai.Health, errors=(500, 503)),
     Operation("get", "/metrics", "Server", "Figures for Prometheus", "text/plain"),
+    Operation(
+        *("post", "/debug/profile", "Server", "A profiler's trace of the next steps, where --debug-profile is given"),
+        answer=dict,
+        errors=(400, 403, 409, 500, 503, 504),
+        parameters=(_STEPS, _TIMEOUT),
+        headers=("x-headrace-steps",),
+    ),
     Operation("get", "/version", "Server", "Of headrace", openai.Version),
     Operation("get", "/openapi.json", "Server", "This description, for programs", dict),
     Operation("get", "/docs", "Server", "This description, for people", "text/html"),
