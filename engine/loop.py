@@ -15,6 +15,7 @@ from engine.compiling import CompileQueue, Pending
 from engine.flights import Executor, Flights
 from engine.profile import Profiles
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
+from engine.watchers import Watchers
 from scheduler.plan import Event, StepPlan
 from scheduler.protocol import (
     MAX_FRAME_BYTES,
@@ -27,10 +28,12 @@ from scheduler.protocol import (
     Outputs,
     Profile,
     Rejection,
+    Snapshot,
     StepRecord,
     Submit,
     ToEngine,
     Vocabulary,
+    Watch,
 )
 from scheduler.scheduler import Scheduler
 from scheduler.types import Rejected, Sequence
@@ -66,6 +69,7 @@ class Loop:
         self._profiles = profiles or Profiles(None, server.send, clock)
         self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
         self._flights = Flights(runner, clock)
+        self._watchers = Watchers(server, clock)
         self._failed_in_a_row = 0
         self._last_sent = clock()
         self.stopping = False
@@ -96,6 +100,7 @@ class Loop:
 
     def _step(self) -> bool:
         self._launch()
+        self._watchers.show(self._snapshot)  # while the device computes
         if not self._flights:
             return False
         self._land()
@@ -131,7 +136,7 @@ class Loop:
         self._scheduler.check()
         if self._clock() - self._last_sent >= IDLE_S:
             self._tell_all()
-        self._server.wait(IDLE_S)
+        self._server.wait(self._watchers.patience_s(IDLE_S))
 
     # --- messages in ---
 
@@ -144,6 +149,8 @@ class Loop:
             self._profiles.begin(connection, message)
         elif isinstance(message, DropProfile):
             self._profiles.drop(connection, message)
+        elif isinstance(message, Watch):
+            self._watchers.add(connection, message.for_s)
         else:
             self._cancel(connection, message)
 
@@ -210,6 +217,7 @@ class Loop:
         if isinstance(message, Gone):
             gone: Iterable[int] = self._owned.pop(connection, set())
             self._profiles.drop(connection)
+            self._watchers.remove(connection)
         else:
             gone = [internal_id(connection, seq_id) for seq_id in message.seq_ids]
             self._owned[connection].difference_update(gone)
@@ -245,6 +253,9 @@ class Loop:
     def _stats(self) -> EngineStats:
         stats, compiling = self._scheduler.stats(), self._grammars.num_waiting
         return msgspec.structs.replace(stats, compiling=compiling) if compiling else stats
+
+    def _snapshot(self) -> Snapshot:
+        return msgspec.structs.replace(self._scheduler.snapshot(), stats=self._stats())
 
     def _tell_all(self) -> None:
         self._last_sent = self._clock()

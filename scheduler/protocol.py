@@ -1,7 +1,8 @@
 """The wire between gateway and engine: frames of 4 bytes little-endian length + msgpack, arrays instead of maps.
 
 Text never crosses: token ids in, token ids out. Sequence ids are chosen by the gateway, unique on its connection.
-A connection sees: Progress*, then Ready or Fatal; then, for each Submit, Accepted or Rejection; then Outputs.
+A connection sees: Progress*, then Ready or Fatal; then, for each Submit, Accepted or Rejection; then Outputs,
+and for a Watch also Snapshots.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from scheduler.types import FinishReason, SamplingParams
 
 MAX_FRAME_BYTES = 64 << 20
 LENGTH_BYTES = 4
+MAX_SNAPSHOT_ROWS = 256
+MAX_SNAPSHOT_CELLS = 1024
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +93,13 @@ class DropProfile(msgspec.Struct, frozen=True, array_like=True, tag="drop_profil
     """Nobody waits for it any more. Nothing is answered; an id that is unknown is ignored."""
 
     profile_id: int
+
+
+class Watch(msgspec.Struct, frozen=True, array_like=True, tag="watch"):
+    """Snapshots are wanted for so long from now. Another one before its end prolongs it; without, they stop by
+    themselves."""
+
+    for_s: float
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
@@ -212,8 +222,55 @@ class Profiled(msgspec.Struct, frozen=True, array_like=True, tag="profiled"):
     message: str = ""
 
 
-ToEngine = Submit | Abort | Vocabulary | Profile | DropProfile
-FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs | Profiled
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence that holds a slot."""
+
+    seq_id: int | None  # None: another gateway's
+    slot: int
+    phase: Literal["prefill", "decode"]
+    prompt_len: int
+    computed: int  # tokens whose keys and values are there, or will be when the steps in flight are done
+    generated: int
+    max_tokens: int  # that it may generate
+    cached_tokens: int  # of the prompt, found at its first admission
+    num_blocks: int
+    priority: int
+    preemptions: int
+    age_s: float  # since it arrived
+
+
+class Queued(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence that waits for a slot."""
+
+    seq_id: int | None
+    num_tokens: int  # to compute before it generates (the next)
+    priority: int
+    preemptions: int
+    parked: bool  # the first choice of its request computes its prompt
+    waited_s: float  # since it arrived
+    predicted_s: float | None  # until it is admitted; None: nobody can tell
+
+
+class BlockMap(msgspec.Struct, frozen=True, array_like=True):
+    """Which blocks are held, which are free and still found by a prefix; the others are free. In cells of so many
+    blocks one after another, and cells that are alike in one run."""
+
+    num_blocks: int
+    blocks_per_cell: int  # the last cell may have fewer
+    runs: list[tuple[int, int, int]]  # (cells, blocks held in each, blocks cached in each)
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
+    """How things stand, for people. At most MAX_SNAPSHOT_ROWS of each list: `stats` has their numbers."""
+
+    rows: list[Row]  # in the order of admission
+    queue: list[Queued]  # in its order
+    blocks: BlockMap
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort | Vocabulary | Profile | DropProfile | Watch
+FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs | Profiled | Snapshot
 
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)

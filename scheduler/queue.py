@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from itertools import islice
 
 from scheduler.types import Phase, Sequence
 
@@ -63,6 +64,13 @@ class WaitingQueue:
         while ready and ready[0][2] not in self._tokens:
             heapq.heappop(ready)
         return ready[0][2] if ready else None
+
+    def in_order(self, most: int) -> list[Sequence]:
+        """The first of those that wait: the ready ones as they will be taken, then the parked."""
+        ready = {entry for entry in self._ready if entry[2] in self._tokens and entry[2].leader is None}
+        first = [entry[2] for entry in heapq.nsmallest(most, ready)]
+        parked = (seq for seqs in self._parked.values() for seq in seqs)
+        return first + list(islice(parked, most - len(first)))
 
     def remove(self, seq: Sequence) -> None:
         self.num_tokens -= self._tokens.pop(seq)

@@ -26,9 +26,10 @@ from scheduler import delays, policy
 from scheduler.blocks import BlockPool, SlotPool
 from scheduler.plan import Admit, Event, StepPlan, StepResult, Work
 from scheduler.prefix import ChainHasher
-from scheduler.protocol import EngineStats, WaitReason
+from scheduler.protocol import EngineStats, Snapshot, WaitReason
 from scheduler.queue import WaitingQueue
-from scheduler.stats import Counters, TokenRate
+from scheduler.snapshot import Scene
+from scheduler.stats import AnswerLength, Counters, TokenRate
 from scheduler.types import FinishReason, Limits, Phase, Rejected, Sequence
 
 
@@ -84,6 +85,7 @@ class Scheduler:
         self._shares = delays.PrefillShares()
         self._counters = Counters()
         self._rate = TokenRate()
+        self._answers = AnswerLength()
 
     @property
     def has_work(self) -> bool:
@@ -392,6 +394,7 @@ class Scheduler:
         if seq.left_at is not None:
             seq.away_s, seq.left_at = now - seq.left_at, None
         if finish is not None:
+            self._answers.add(seq.num_generated)
             self._end(seq, finish)
         if not is_first or seq.admitted is None:
             if not seq.away_s:
@@ -465,6 +468,10 @@ class Scheduler:
             parked=self._queue.num_parked,
             others_prefill_s=self._shares.of_decodes_s,
         )
+
+    def snapshot(self) -> Snapshot:
+        scene = Scene(self._running, self._queue, self._pool, self._slots.free, self._rate, self._answers)
+        return scene.snapshot(self.stats(), self._clock())
 
     def check(self) -> None:
         """Raises RuntimeError on a broken invariant."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HALF_LIFE_S = 10.0
+KEEP_ANSWERS = 0.98
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 120.0  # the OpenAI SDK does not retry at all above this
 
@@ -43,3 +44,21 @@ class TokenRate:
         """When the queue will probably be empty."""
         seconds = self.seconds_for(num_queued_tokens) or 0.0
         return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)
+
+
+class AnswerLength:
+    """Tokens that a sequence generates, as those did that ended by themselves; the earlier, the less they count."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0.0
+
+    def add(self, num_generated: int) -> None:
+        self._sum = self._sum * KEEP_ANSWERS + num_generated
+        self._count = self._count * KEEP_ANSWERS + 1
+
+    def left(self, num_generated: int, at_most: int) -> float:
+        """What one that has generated so many will probably generate yet."""
+        if self._count == 0:
+            return at_most
+        return min(max(self._sum / self._count - num_generated, 1), at_most)
