@@ -7,6 +7,7 @@ scraper that speaks OpenMetrics, a bucket names a request that fell into it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +33,7 @@ ENDPOINTS = frozenset(
         "chat",
         "completions",
         "count_tokens",
+        "dashboard",
         "detokenize",
         "embeddings",
         "health",
@@ -81,6 +83,16 @@ MAX_TENANTS = 64  # keys with series of their own; the others are one
 
 def bounded(value: str, allowed: Set[str]) -> str:
     return value if value in allowed else OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Since the start: two of them tell of the time between."""
+
+    ttft: tuple[int, ...]  # in the buckets of FIRST_TOKEN_S
+    inter_token: tuple[int, ...]  # in those of PER_TOKEN_S
+    prompt_tokens: int
+    generation_tokens: int
 
 
 class Metrics:
@@ -321,6 +333,10 @@ class Metrics:
 
     def request_generated(self, longest: int) -> None:
         self._longest.observe(longest)
+
+    def figures(self) -> Figures:
+        tokens = self._prompt_tokens.value, self._generation_tokens.value
+        return Figures(self._ttft.counts, self._inter_token.counts, *tokens)
 
     # the gateway itself
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
+from gateway.answers.live import Live
 from gateway.engines.client import EngineClient
 from gateway.engines.profiles import Profiler
 from gateway.http.drain import Drain
@@ -74,3 +75,4 @@ class Services:
     turnstile: Turnstile = field(default_factory=Turnstile)
     timelines: Timelines = field(default_factory=Timelines)
     spans: TimelineSink | None = None  # of who traces requests
+    live: Live = field(default_factory=Live)

@@ -26,6 +26,10 @@ class Tally(Collector):
         self._value = 0
         registry.register(self)
 
+    @property
+    def value(self) -> int:
+        return self._value
+
     def inc(self, amount: int) -> None:
         self._value += amount
 
@@ -43,6 +47,11 @@ class TallyHistogram(Collector):
         self._seen: list[tuple[str, float, float] | None] = [None] * (len(bounds) + 1)  # request, value, when
         self._sum = 0.0
         registry.register(self)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Of each bucket by itself; the last is above all bounds."""
+        return tuple(self._counts)
 
     def observe(self, value: float, request_id: str | None = None) -> None:
         place = bisect_left(self._bounds, value)

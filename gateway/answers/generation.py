@@ -58,6 +58,7 @@ class Generation:
         self._feeder: asyncio.Task[None] | None = None  # submits the prompts that did not fit at once
         self._freed = asyncio.Event()  # a sequence has ended since the feeder last looked
         exchange.prompt_tokens = sum(map(len, job.prompts))
+        services.live.enter(self._seq_ids, exchange)
 
     def _new_run(self, index: int) -> Run:
         prompt, place = divmod(index, self._job.n)
@@ -297,6 +298,7 @@ class Generation:
             for _ in self._runs:
                 self._services.metrics.choice_finished(self._unfinished)
         self._runs.clear()
+        self._services.live.leave(self._seq_ids, self._services.clock())
 
     # where its time goes
 

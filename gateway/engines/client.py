@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from scheduler.protocol import EngineStats, Output, Ready, Submit
+from scheduler.protocol import EngineStats, Output, Ready, Snapshot, Submit
 
 
 class EngineUnavailable(Exception):
@@ -45,3 +46,7 @@ class EngineClient(Protocol):
     def abort(self, seq_ids: list[int]) -> None:
         """At once and idempotent: sinks hear no more of these; the engine frees their blocks within a step. Also right
         while submit() still waits for its answer."""
+
+    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
+        """Asks for snapshots, for so long from now; each goes to `told`, as the last call named it. Nothing, where
+        there is no engine."""

@@ -28,9 +28,11 @@ from scheduler.protocol import (
     Progress,
     Ready,
     Rejection,
+    Snapshot,
     StepRecord,
     Submit,
     Vocabulary,
+    Watch,
     encode_frame,
     from_engine_decoder,
 )
@@ -91,6 +93,7 @@ class SocketEngine:
         self._sinks: dict[int, Sink] = {}
         self._questions: dict[int, _Question] = {}  # by their first id
         self._profiles: dict[int, asyncio.Future[Profiled]] = {}  # that are waited for
+        self._told: Callable[[Snapshot], None] | None = None
 
     @property
     def ready(self) -> Ready | None:
@@ -161,6 +164,11 @@ class SocketEngine:
             if not answer.done() or answer.cancelled():
                 writer.write(encode_frame(DropProfile(request.profile_id)))
 
+    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
+        self._told = told
+        if self._ready is not None and self._writer is not None:
+            self._writer.write(encode_frame(Watch(for_s)))
+
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener: Listener) -> None:
         """Speaks with one engine until its end; always raises, EngineFailed if it was not cancelled."""
         self._writer = writer
@@ -210,6 +218,9 @@ class SocketEngine:
                 profile = self._profiles.get(message.profile_id)
                 if profile is not None and not profile.done():
                     profile.set_result(message)
+            case Snapshot():
+                if self._told is not None:
+                    self._told(message)
             case Progress():
                 listener.on_progress(message)
             case Ready():

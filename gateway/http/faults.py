@@ -37,6 +37,10 @@ def draining(services: Services) -> ApiError:
     return unavailable(services, "The server is shutting down. Send the request again.", "draining")
 
 
+def too_many_viewers(services: Services, most: int) -> ApiError:
+    return unavailable(services, f"{most} others are looking already.", "too_many_viewers", 10.0)
+
+
 def engine_unavailable(services: Services, message: str, retry_after_s: float | None = None) -> ApiError:
     return unavailable(services, message, "engine_unavailable", retry_after_s)
 

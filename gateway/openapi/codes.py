@@ -62,6 +62,7 @@ CODES: Mapping[str, str] = {
     "slow_reader": "The stream was read too slowly.",
     "stalled": "The engine sent nothing for too long.",
     "too_many_background": "As many responses are running in the background as may.",
+    "too_many_viewers": "As many look at the live page as may.",
     "unsupported_content": "The model takes text only.",
     "unsupported_media_type": "The body is not JSON, or is compressed.",
     "unsupported_parameter": "The field has no effect here, and the server is strict or the model cannot do it.",

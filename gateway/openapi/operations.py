@@ -243,5 +243,12 @@ OTHERS = (
     Operation("get", "/version", "Server", "Of headrace", openai.Version),
     Operation("get", "/openapi.json", "Server", "This description, for programs", dict),
     Operation("get", "/docs", "Server", "This description, for people", "text/html"),
+    Operation("get", "/dashboard", "Server", "The live page", "text/html"),
+    Operation(
+        *("get", "/dashboard/{file}", "Server", "A part of it", "text/plain"),
+        errors=(404, 500),
+        parameters=(_in_path("file", "Named by the page."),),
+    ),
+    Operation("get", "/dashboard/events", "Server", "What it shows, as events", "text/event-stream", errors=(500, 503)),
 )
 OPERATIONS = (*CHAT, *COMPLETIONS, *RESPONSES, *MESSAGES, *OTHERS)

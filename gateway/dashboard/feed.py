@@ -1,0 +1,144 @@
+"""One poller for all who look on, and none while nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+
+from gateway.dashboard.lately import Window
+from gateway.dashboard.types import Event
+from gateway.dashboard.view import ended_view, engine_view
+from gateway.services import Services
+from scheduler.protocol import Snapshot
+
+INTERVAL_S = 0.5  # the least time between two events
+PATIENCE_S = 1.0  # for an engine that is in a long step: then an event says what is known without it
+WATCH_S = 5.0  # what the engine is asked for at a time, so that it stops by itself
+RENEW_S = 2.0
+MAX_VIEWERS = 32
+
+_encode = msgspec.json.Encoder().encode
+_log = logging.getLogger("headrace.dashboard")
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Feed:
+    """Used on one event loop."""
+
+    def __init__(self, services: Services, sleep: Sleep = asyncio.sleep) -> None:
+        self._services = services
+        self._sleep = sleep
+        self.num_viewers = 0
+        self._poller: asyncio.Task[None] | None = None
+        self._watch = _Watch()
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_viewers >= MAX_VIEWERS
+
+    @contextmanager
+    def viewer(self) -> Iterator[AsyncGenerator[bytes]]:
+        """Events as bytes ready to send, while it is held: the newest of each time one is taken. They end where the
+        server drains."""
+        self.num_viewers += 1
+        if self._poller is None or self._poller.done():
+            self._watch = _Watch()
+            self._poller = asyncio.create_task(self._run(self._watch), name="dashboard")
+        try:
+            yield self._watch.events()
+        finally:
+            self.num_viewers -= 1
+            if self.num_viewers == 0:
+                self._poller.cancel()
+                self._poller = None
+
+    async def _run(self, watch: _Watch) -> None:
+        try:
+            await self._poll(watch)
+        except Exception:
+            _log.exception("nothing more can be shown")
+        finally:
+            watch.end()
+
+    async def _poll(self, watch: _Watch) -> None:
+        services, window = self._services, Window()
+        renewed = float("-inf")
+        while not services.drain.draining:
+            now = services.clock()
+            if services.engine.ready is None:
+                watch.snapshot = None
+                renewed = float("-inf")
+            elif now - renewed >= RENEW_S:
+                services.engine.watch(WATCH_S, partial(watch.take, services.clock))
+                renewed = now
+            await watch.arrived_within(PATIENCE_S if services.engine.ready is not None else 0.0)
+            watch.publish(self._event(watch, window))
+            await self._sleep(INTERVAL_S)
+
+    def _event(self, watch: _Watch, window: Window) -> bytes:
+        services = self._services
+        now, engine = services.clock(), services.engine
+        seen = None if watch.snapshot is None else (watch.snapshot, now - watch.snapshot_at)
+        event = Event(
+            round(services.wall_clock(), 3),
+            services.version,
+            services.model.name,
+            services.live.num_requests,
+            services.turnstile.num_streams,
+            window.add(now, services.metrics.figures()),
+            [engine_view(engine.ready, engine.stats, seen, services.live.choices())],
+            [ended_view(ended, now) for ended in services.live.ended()],
+        )
+        return b"data: " + _encode(event) + b"\n\n"
+
+
+class _Watch:
+    """From the first who looks to the last who leaves."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+        self.snapshot_at = 0.0
+        self._arrived = asyncio.Event()
+        self._data = b""
+        self._number = 0
+        self._over = False
+        self._changed = asyncio.Event()  # another one for each number
+
+    def take(self, clock: Callable[[], float], snapshot: Snapshot) -> None:
+        self.snapshot, self.snapshot_at = snapshot, clock()
+        self._arrived.set()
+
+    async def arrived_within(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            pass
+        self._arrived.clear()
+
+    def publish(self, data: bytes) -> None:
+        self._data = data
+        self._number += 1
+        self._wake()
+
+    def end(self) -> None:
+        self._over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        seen = 0
+        while not self._over:
+            if seen < self._number:
+                seen = self._number
+                yield self._data
+            else:
+                await self._changed.wait()
