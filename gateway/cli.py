@@ -69,6 +69,25 @@ def hash_key() -> None:
     print(f"sha256:{key.digest.hex()}")
 
 
+def top(
+    url: Annotated[str, typer.Option("--url", help="Of the server.", metavar="URL")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str, typer.Option("--api-key", envvar="HEADRACE_API_KEY", help="Where it asks for one.", metavar="TEXT")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="Print how things stand, and exit.")] = False,
+) -> None:
+    """Show what a running server is doing, live. Ctrl-C ends it."""
+    from gateway.dashboard import terminal
+    from gateway.dashboard.reader import FeedError, read
+
+    try:
+        terminal.top(read(url.rstrip("/"), api_key), Console(), once)
+    except FeedError as error:
+        raise typer.Exit(_complain(str(error), 1)) from error
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
 def _run(config: Config) -> int:
     # imported here: --help need not wait for the whole server
     from gateway.http.keys import KeysError
@@ -125,3 +144,4 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 app.command("serve")(_with_options(serve))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
+app.command("top")(top)

@@ -29,7 +29,7 @@ from scheduler.prefix import ChainHasher
 from scheduler.protocol import EngineStats, Snapshot, WaitReason
 from scheduler.queue import WaitingQueue
 from scheduler.snapshot import Scene
-from scheduler.stats import AnswerLength, Counters, TokenRate
+from scheduler.stats import AnswerLength, Counters, Pace, TokenRate
 from scheduler.types import FinishReason, Limits, Phase, Rejected, Sequence
 
 
@@ -85,6 +85,7 @@ class Scheduler:
         self._shares = delays.PrefillShares()
         self._counters = Counters()
         self._rate = TokenRate()
+        self._pace = Pace()
         self._answers = AnswerLength()
 
     @property
@@ -327,7 +328,8 @@ class Scheduler:
             raise ValueError(f"step {plan.step}: {len(result.tokens)} tokens is not one for each sample")
         flight = self._settle(plan)
         draft, now = flight.draft, self._clock()
-        self._rate.add(plan.num_tokens, flight.started, now)
+        seconds = self._rate.add(plan.num_tokens, flight.started, now)
+        self._pace.add(seconds, plan.num_tokens, len(plan.works))
         self._charge(flight, now)
         self._counters.steps += 1
         samples = count()  # indices into result.tokens
@@ -470,7 +472,7 @@ class Scheduler:
         )
 
     def snapshot(self) -> Snapshot:
-        scene = Scene(self._running, self._queue, self._pool, self._slots.free, self._rate, self._answers)
+        scene = Scene(self._running, self._queue, self._pool, self._slots.free, self._pace, self._answers)
         return scene.snapshot(self.stats(), self._clock())
 
     def check(self) -> None:

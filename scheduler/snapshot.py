@@ -18,7 +18,7 @@ from scheduler.protocol import (
     Snapshot,
 )
 from scheduler.queue import WaitingQueue
-from scheduler.stats import AnswerLength, TokenRate
+from scheduler.stats import AnswerLength, Pace
 from scheduler.types import Sequence
 
 
@@ -30,7 +30,7 @@ class Scene:
     queue: WaitingQueue
     pool: BlockPool
     free_slots: int
-    rate: TokenRate
+    pace: Pace
     answers: AnswerLength
 
     def snapshot(self, stats: EngineStats, now: float) -> Snapshot:
@@ -41,28 +41,26 @@ class Scene:
         return Snapshot(rows, queue, block_map(self.pool), stats)
 
     def _waits(self, waiting: list[Sequence]) -> Iterator[float | None]:
-        """Seconds until each that is ready is admitted: the tokens computed until then, at the speed of late.
+        """Seconds until each that is ready is admitted, at the pace of late.
 
-        Rows generate at the same pace, so `pace` tokens a row into the future those are done that had fewer left; each
-        gives its slot to the next of the queue, whose prompt is computed first. Blocks may run out before slots do:
-        then it takes longer.
+        All rows advance with each step, so after `num_steps` those have ended that had fewer left. Each gives its slot
+        to the next of the queue, whose prompt is read first. Blocks may run out before slots do: then it takes longer.
         """
-        each_s = self.rate.seconds_per_token
-        ends = [self._left(seq) for seq in self.running.values()]  # the pace at which each row is free
+        running = self.running.values()
+        ends = [self._left(seq) for seq in running]  # the steps after which rows end
         heapq.heapify(ends)
-        free, pace = self.free_slots, 0.0
-        num_tokens = float(sum(len(seq.tokens) - seq.computed for seq in self.running.values() if in_prompt(seq)))
+        free, num_steps = self.free_slots, 0.0
+        num_tokens = sum(len(seq.tokens) - seq.computed for seq in running if in_prompt(seq))
         for seq in waiting:
             if seq.leader is not None:
                 return
             if free > 0:
                 free -= 1
             elif ends:
-                num_tokens += (ends[0] - pace) * len(ends)
-                pace = heapq.heappop(ends)
-            yield None if each_s is None else num_tokens * each_s
+                num_steps = heapq.heappop(ends)
+            yield self.pace.seconds(num_tokens, num_steps)
             num_tokens += len(seq.tokens)
-            heapq.heappush(ends, pace + self._left(seq))
+            heapq.heappush(ends, num_steps + self._left(seq))
 
     def _left(self, seq: Sequence) -> float:
         return self.answers.left(seq.num_generated, seq.max_len - len(seq.tokens))

@@ -66,6 +66,7 @@ VALUES: tuple[Any, ...] = (
     ),
     *({"type": "function"}, {"type": "object", "properties": {}}, {"$ref": "#"}, "(" * 500, "<|end|>", "a{1000}"),
 )
+ENDLESS = {"/dashboard/events"}
 SPOKEN = (
     *('<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>', '{"name": "f", "parameters": {}}', "<tool_call>"),
     *("<think>so</think>", "[TOOL_CALLS]", "[f(a=1)]", "Grüße \U0001f600", "", "\n\n", "\x00", "\ufeff"),
@@ -154,7 +155,8 @@ class Fuzz:
         self.report = Report()
 
     def operations(self) -> list[Any]:
-        return [result.ok() for result in self._schema.get_all_operations()]
+        found = [result.ok() for result in self._schema.get_all_operations()]
+        return [each for each in found if each.path not in ENDLESS]
 
     def run(self, num_requests: int) -> Report:
         operations = self.operations()

@@ -110,10 +110,12 @@ def _answer(operation: Operation) -> Schema:
 
 def _answer_content(operation: Operation) -> Schema:
     answer = operation.answer
-    if isinstance(answer, str):
-        return {answer: {"schema": {"type": "string"}}}
-    schema = {"type": "object"} if answer is dict else ref(component_of(answer))
-    content = {"application/json": {"schema": schema}}
+    content: Schema = {}
+    if not isinstance(answer, str):
+        schema = {"type": "object"} if answer is dict else ref(component_of(answer))
+        content["application/json"] = {"schema": schema}
+    elif answer != "text/event-stream":
+        content[answer] = {"schema": {"type": "string"}}
     if operation.events:
         kinds = [ref(component_of(kind)) for kind in operation.events]
         data = kinds[0] if len(kinds) == 1 else either(*kinds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway import embeddings, openai
+from gateway.dashboard import types as dashboard
 from gateway.engines.profiles import MAX_STEPS, MAX_TIMEOUT_S
 from gateway.messages import types as anthropic
 from gateway.openapi import schemas
@@ -249,6 +250,10 @@ OTHERS = (
         errors=(404, 500),
         parameters=(_in_path("file", "Named by the page."),),
     ),
-    Operation("get", "/dashboard/events", "Server", "What it shows, as events", "text/event-stream", errors=(500, 503)),
+    Operation(
+        *("get", "/dashboard/events", "Server", "What it shows, at most twice a second", "text/event-stream"),
+        events=(dashboard.Event,),
+        errors=(500, 503),
+    ),
 )
 OPERATIONS = (*CHAT, *COMPLETIONS, *RESPONSES, *MESSAGES, *OTHERS)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, UnsetType
 
 from gateway import embeddings, openai
+from gateway.dashboard import types as dashboard
 from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
 from gateway.openapi.fields import TYPES, Schema, all_fields, ref
@@ -88,6 +89,7 @@ _ANSWERS: Mapping[str, Sequence[type[Any]]] = {
         *(openai.Health, openai.Version, openai.Tokenized, openai.Detokenized, openai.Rendered),
         *(embeddings.Embeddings, Timeline, Error, AnthropicError),
     ),
+    "Dashboard": (dashboard.Event,),
     "Anthropic": (anthropic.Message, MessageEvent, MessageDelta, anthropic.TokenCount),
     "Responses": (
         *(responses.Response, responses.ItemList, responses.Deleted, responses.InputTokens),

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.engines.client import EngineUnavailable
 from gateway.engines.socket import EngineFailed, Listener, SocketEngine
-from scheduler.protocol import Accepted, EngineConfig, Fatal, Submit, encode_frame
+from scheduler.protocol import Accepted, EngineConfig, Fatal, Snapshot, Submit, encode_frame
 from scheduler.types import Rejected, SamplingParams
-from tests.fixtures.engines import RecordingObserver, RecordingSink, World, started
+from tests.fixtures.engines import Changes, RecordingObserver, RecordingSink, World, started, world
 from tests.fixtures.fake_engine import Order, ready
 
 READY = ready(EngineConfig(model="none", format="dummy", socket_path=""))
@@ -201,3 +201,22 @@ async def num_aborted(world: World) -> int:
     await world.ask(1)
     await sink.finished()
     return sink.tokens[0]
+
+
+async def test_who_watches_is_told_what_the_engine_shows() -> None:
+    async with started() as world:
+        changes, seen = Changes(), list[Snapshot]()
+
+        def told(snapshot: Snapshot) -> None:
+            seen.append(snapshot)
+            changes.note()
+
+        world.engine.watch(5.0, told)
+        await changes.until(lambda: bool(seen))
+        assert seen[0].blocks.num_blocks == 100
+
+
+async def test_nobody_is_asked_where_there_is_no_engine() -> None:
+    async with world() as made:
+        made.engine.watch(5.0, lambda snapshot: None)
+        assert made.engine.ready is None

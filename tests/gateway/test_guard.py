@@ -92,12 +92,12 @@ async def test_a_right_key_opens(guarded: Guarded, headers: dict[str, str]) -> N
         assert (await client.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 200
 
 
-async def test_every_path_but_the_probes_asks_for_a_key(guarded: Guarded) -> None:
+async def test_every_path_but_the_probes_and_the_empty_page_asks_for_a_key(guarded: Guarded) -> None:
     app = create_app(guarded("sk-one"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
         paths = [route.path.replace("{model:path}", MODEL) for route in app.routes]
         open_paths = [path for path in [*paths, "/", "/nowhere"] if (await client.get(path)).status_code != 401]
-        assert sorted(open_paths) == ["/health", "/ready"]
+        assert sorted(open_paths) == ["/dashboard", "/dashboard/{file}", "/health", "/ready"]
         assert (await client.get("/nowhere", headers=RIGHT)).status_code == 404
 
 

@@ -112,12 +112,15 @@ def test_a_preempted_one_is_there_once(sim: Sim, ask: Ask) -> None:
 def test_nobody_can_tell_how_long_before_anything_was_computed(sim: Sim, ask: Ask) -> None:
     s = sim()
     s.submit(ask(4))
-    assert s.scheduler.snapshot().queue[0].predicted_s is None
+    s.submit(ask(4))
+    assert [each.predicted_s for each in s.scheduler.snapshot().queue] == [0.0, None]
 
 
 def test_the_predicted_wait_is_what_it_will_be_where_all_answers_are_alike(sim: Sim, ask: Ask) -> None:
     s = sim(num_blocks=402, cost=SECOND_A_TOKEN, max_seqs=2)
-    s.run([ask([200, 201, 202, 203], 5)])
+    for number in (20, 21):
+        s.submit(ask([10 * number + place for place in range(4)], 5))
+    s.drain()
     begun = s.clock()
     for number in range(8):
         s.submit(ask([10 * number + place for place in range(4)], 5))
@@ -132,7 +135,7 @@ def test_the_predicted_wait_is_what_it_will_be_where_all_answers_are_alike(sim: 
     waits = [predicted[seq_id] for seq_id in sorted(predicted)]
     assert waits == sorted(waits) and waits[0] > 0
     for seq_id, wait in predicted.items():
-        assert wait is not None and abs(admitted[seq_id] - wait) <= 10  # tokens: a step of the real thing or two
+        assert wait is not None and abs(admitted[seq_id] - wait) <= 8  # a prompt is read while others decode
 
 
 def test_what_answers_were_like_counts_not_what_they_may_be(sim: Sim, ask: Ask) -> None:

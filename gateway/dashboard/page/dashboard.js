@@ -13,11 +13,10 @@ const sum = (event, name) => event.engines.reduce((total, engine) => total + eng
 const figures = [
   new Figure("tokens/s, generated", [(event) => event.lately.tokens_per_s], rate),
   new Figure("tokens/s, of prompts", [(event) => event.lately.prompt_tokens_per_s], rate),
-  new Figure("time to first token, p50", [(event) => event.lately.ttft_p50_ms, (event) => event.lately.ttft_p99_ms], ms, "p99"),
+  new Figure("first token, p50", [(event) => event.lately.ttft_p50_ms, (event) => event.lately.ttft_p99_ms], ms, "p99"),
   new Figure("between tokens, p50", [(event) => event.lately.itl_p50_ms, (event) => event.lately.itl_p99_ms], ms, "p99"),
-  new Figure("running", [(event) => sum(event, "running")], count, "sequences"),
-  new Figure("waiting", [(event) => sum(event, "waiting")], count, "sequences"),
-  new Figure("streams", [(event) => event.streams], count, "open"),
+  new Figure("running", [(event) => sum(event, "running"), (event) => sum(event, "waiting")], count, "waiting"),
+  new Figure("requests", [(event) => event.requests, (event) => event.streams], count, "streams"),
 ];
 byId("figures").append(...figures.map((figure) => figure.root));
 

@@ -20,7 +20,7 @@ export function rate(value) {
 
 export function ms(value) {
   if (value == null) return NOTHING;
-  if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
+  if (value >= 1000) return `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)} s`;
   return value < 10 ? `${value.toFixed(1)} ms` : `${count(value)} ms`;
 }
 
