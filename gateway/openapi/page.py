@@ -173,7 +173,8 @@ def shape(schema: Schema) -> str:
         return _json(schema["const"])
     kind = schema.get("type", "anything")
     if kind == "array" and "items" in schema:
-        return f"array{_bounds(schema, 'Items')} of {shape(schema['items'])}"
+        parts = schema.get("prefixItems") or [schema["items"]]
+        return f"array{_bounds(schema, 'Items')} of {', '.join(map(shape, parts))}"
     if kind == "object" and "properties" in schema:
         return f"object with {_members(schema)}"
     kind = kind if isinstance(kind, str) else " or ".join(each for each in kind if each != "null")
