@@ -35,10 +35,10 @@ def read(url: str, key: str) -> Iterator[Event]:
         path = urlsplit(url).path.rstrip("/") + PATH
         try:
             connection.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
-            response = connection.getresponse()
-            if response.status != 200:
-                raise FeedError(_refusal(url, response))
-            yield from _events(response)
+            with closing(connection.getresponse()) as response:
+                if response.status != 200:
+                    raise FeedError(_refusal(url, response))
+                yield from _events(response)
         except TimeoutError as error:
             raise FeedError(f"{url} has said nothing for {PATIENCE_S:g} s") from error
         except OSError as error:

@@ -19,7 +19,7 @@ FLAGS = ("--no-sandbox", "--disable-background-networking", "--disable-gpu")
 
 
 def chromium_path() -> str:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = shutil.which("chromium")
     assert path is not None, "there is no Chromium; on Debian and Ubuntu: apt install chromium"
     return path
 
