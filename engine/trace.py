@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import cuda
+from torch._C._profiler import _ExperimentalConfig
 from torch.autograd.profiler import profile, record_function  # torch.profiler would import its compiler, for seconds
 
 from engine.profile import Trace
@@ -28,7 +29,7 @@ class TorchTracer:
         self.stop()
 
     def start(self) -> None:
-        begun = profile(use_device=self._device, use_kineto=True)
+        begun = profile(use_device=self._device, use_kineto=True, experimental_config=_trace_only())
         begun.__enter__()  # type: ignore[no-untyped-call]
         self._profile = begun
 
@@ -48,6 +49,15 @@ class TorchTracer:
             raise RuntimeError("the profiler has not been started")
         taken.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         return _Taken(taken)
+
+
+def _trace_only() -> _ExperimentalConfig | None:
+    """Without what torch makes of events for Python, which takes several times as long as to stop. None: this torch
+    always makes it."""
+    try:
+        return _ExperimentalConfig(trace_only=True)
+    except TypeError:
+        return None
 
 
 class _Taken:

@@ -109,7 +109,7 @@ async def test_close_ends_the_process_and_leaves_no_files() -> None:
     async with started() as each:
         process = each.supervisor._process
         assert process is not None
-        folder = each.supervisor._folder
+        folder = each.supervisor.folder
         assert any(folder.iterdir())
         await each.supervisor.close()
         assert process._process.returncode is not None
@@ -171,5 +171,5 @@ async def test_the_socket_path_is_short_where_the_temporary_folder_is_not(
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
     async with started() as each:
-        assert len(str(each.supervisor._folder)) < MAX_SOCKET_PATH
+        assert len(str(each.supervisor.folder)) < MAX_SOCKET_PATH
     assert list(long.iterdir()) == []
