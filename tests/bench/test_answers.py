@@ -54,9 +54,10 @@ def test_half_a_character_is_a_token_of_a_completion_but_its_end_is_none() -> No
     assert (seen.output_tokens, seen.is_counted_here, seen.is_short) == (2, True, True)
 
 
-def test_an_event_counts_at_the_read_that_ends_it() -> None:
+@pytest.mark.parametrize("cut", [9, -4, -3])  # -3: only the newline is still to come
+def test_an_event_counts_at_the_read_that_ends_it(cut: int) -> None:
     whole = f"data: {json.dumps(text('a'))}\r\n\r\n".encode()
-    seen = read(answer([whole[:9], whole[9:] + whole, USAGE, DONE]))
+    seen = read(answer([whole[:cut], whole[cut:] + whole, USAGE, DONE]))
     assert seen.ttft_s == pytest.approx(0.6)
     assert not seen.gaps_s  # both in one read
 

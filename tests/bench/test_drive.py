@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bench.answers import Seen, read
 from bench.arrivals import Closed, Entry, Load, Open, Replay
-from bench.client import Client
+from bench.client import Answer, Client
 from bench.drive import Driver
 from bench.measure import Round
 from bench.words import WORDS
@@ -94,8 +95,20 @@ async def test_a_run_that_is_stopped_keeps_what_was_answered() -> None:
     assert (len(got.answered), len(got.seen), got.cut_off) == (3, 3, 2)
 
 
-async def test_answers_are_read_on_the_way_where_they_get_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.drive.MAX_HELD", 500)
+@pytest.mark.parametrize(("most", "is_early"), [(500, True), (1 << 20, False)])
+async def test_answers_are_read_on_the_way_only_where_they_get_too_many(
+    monkeypatch: pytest.MonkeyPatch, most: int, is_early: bool
+) -> None:
+    asked = list[int]()
+
     async with toy() as server:
+
+        def noting(answer: Answer) -> Seen:
+            asked.append(len(server.asked))
+            return read(answer)
+
+        monkeypatch.setattr("bench.drive.MAX_HELD", most)
+        monkeypatch.setattr("bench.drive.read", noting)
         got = await run(server, Closed(2), 10)
     assert [(seen.failure, seen.output_tokens) for seen in got.seen] == [(None, 3)] * 10
+    assert (min(asked) < 10) == is_early
