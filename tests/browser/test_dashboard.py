@@ -126,7 +126,9 @@ def test_a_click_opens_a_timeline_of_one_that_runs_and_of_one_that_has_ended(
         expect(dialog.locator("#timeline-events")).to_contain_text("first token")
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
-    row = page.locator("#ended tbody button").first
+    ended = page.locator("#ended").get_by_role("button", name="Timeline of told-")
+    expect(ended).to_have_count(NUM_REQUESTS)  # so that no row moves any more
+    row = ended.first
     row.focus()
     page.keyboard.press("Enter")
     expect(dialog).to_be_visible()

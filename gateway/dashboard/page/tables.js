@@ -24,7 +24,7 @@ export const WAITING = [
   ["request", null, ""],
   ["tokens", (row) => count(row.tokens), "number"],
   ["has waited", (row) => seconds(row.waited_s), "number"],
-  ["will probably wait", (row) => (row.waits_for_choice ? "for a choice" : seconds(row.predicted_s)), "number"],
+  ["will wait", (row) => (row.waits_for_choice ? "for a choice" : seconds(row.predicted_s)), "number"],
   ["priority", (row) => count(row.priority), "number wide"],
   ["preempted", (row) => count(row.preemptions), "number wide"],
   ["endpoint", (row) => row.endpoint ?? NOTHING, "wide"],
