@@ -44,6 +44,7 @@ class Generation:
         self.ended = asyncio.Event()  # every choice has finished, or the request has failed
         self._services = services
         self._job = job
+        self.generates = any(params.max_tokens for params in job.params)  # or else only prompts are read
         self._exchange = exchange
         self._seq_ids = services.engine.new_ids(len(job.seeds))
         self._runs = {seq_id: self._new_run(index) for index, seq_id in enumerate(self._seq_ids)}
@@ -72,11 +73,6 @@ class Generation:
             params.logprobs is not None,
         )
         return Run(Choice(index, spec), prompt, leads=place == 0)
-
-    @property
-    def generates(self) -> bool:
-        """Or else only prompts are read."""
-        return any(params.max_tokens for params in self._job.params)
 
     def usage(self) -> Usage:
         """So far."""

@@ -37,6 +37,7 @@ from gateway.responses.routes import responses_routes
 from gateway.services import Services
 from gateway.timeline.laps import Laps
 from gateway.timeline.routes import TimelinePage
+from gateway.timeline.store import timeline_of
 
 _log = logging.getLogger("headrace.http")
 TRACE_HEADERS = (b"traceparent", b"tracestate")
@@ -135,9 +136,9 @@ class Edge:
         finally:
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
             exchange.end(services.metrics)
-            timeline = services.timelines.close(exchange, services.wall_clock())
-            if services.spans is not None and timeline is not None:
-                services.spans.add(timeline, trace_headers(scope))
+            now = services.wall_clock()
+            if services.timelines.close(exchange, now) and services.spans is not None:
+                services.spans.add(timeline_of(exchange, now, ended=True), trace_headers(scope))
         return None
 
     def _stamp(self, exchange: Exchange, send: Send) -> Send:

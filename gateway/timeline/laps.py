@@ -41,7 +41,7 @@ Cut = Callable[[float], Mapping[Cause, float]]  # of the seconds of the engine's
 class Laps:
     """Used by one request; read by any thread."""
 
-    __slots__ = ("_cause", "_clock", "_cut", "_ended", "_since", "_spent", "began", "events")
+    __slots__ = ("_cause", "_clock", "_cut", "_ended", "_final", "_since", "_spent", "began", "events")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
         """began: by that clock; now, if it is not given."""
@@ -51,6 +51,7 @@ class Laps:
         self._spent: dict[Cause, float] = {}
         self._cut: Cut | None = None
         self._ended: float | None = None
+        self._final: dict[Cause, float] = {}  # once it has ended
         self.events: list[tuple[float, str]] = []  # seconds after the beginning; few: one for each first time
 
     @property
@@ -70,7 +71,9 @@ class Laps:
     def end(self) -> float:
         """Nothing takes time any more. Returns the seconds since the beginning."""
         if self._ended is None:
-            self._ended = self._clock()
+            now = self._clock()
+            self._final = self._at(now)
+            self._ended, self._cut = now, None
         return self._ended - self.began
 
     def note(self, name: str, at: float | None = None) -> None:
@@ -82,8 +85,10 @@ class Laps:
 
     def so_far(self) -> dict[Cause, float]:
         """Seconds by cause. They sum to the time since the beginning."""
+        return self._at(self._clock()) if self._ended is None else self._final
+
+    def _at(self, now: float) -> dict[Cause, float]:
         spent = dict(self._spent)
-        now = self._clock() if self._ended is None else self._ended
         spent[self._cause] = spent.get(self._cause, 0.0) + now - self._since
         in_engine = spent.pop("engine", 0.0)
         for cause, seconds in (self._cut(in_engine) if self._cut is not None else {}).items():

@@ -111,27 +111,26 @@ class Timelines:
         """most: of those that ended; 0: nothing is kept."""
         self._most = most
         self._open: dict[str, Timed] = {}
-        self._ended: OrderedDict[str, tuple[str | None, Timeline]] = OrderedDict()
+        self._ended: OrderedDict[str, tuple[Timed, float]] = OrderedDict()  # and when, in seconds since 1970
 
     def open(self, request: Timed) -> None:
         self._open[request.request_id] = request
 
-    def close(self, request: Timed, now: float) -> Timeline | None:
-        """None, where it was not opened, or where another has its id since."""
+    def close(self, request: Timed, now: float) -> bool:
+        """False, where it was not opened, or where another has its id since."""
         if self._open.get(request.request_id) is not request:
-            return None
+            return False
         del self._open[request.request_id]
-        timeline = timeline_of(request, now, ended=True)
-        self._ended[request.request_id] = (request.key, timeline)
+        self._ended[request.request_id] = (request, now)
         self._ended.move_to_end(request.request_id)
         if len(self._ended) > self._most:
             self._ended.popitem(last=False)
-        return timeline
+        return True
 
     def find(self, request_id: str, key: str | None, now: float) -> Timeline | None:
         """None also where another key asked for it."""
-        request = self._open.get(request_id)
-        if request is not None:
-            return timeline_of(request, now, ended=False) if request.key == key else None
-        owner, timeline = self._ended.get(request_id, (None, None))
-        return timeline if owner == key else None
+        request, ended = self._open.get(request_id), False
+        if request is None and request_id in self._ended:
+            request, now = self._ended[request_id]
+            ended = True
+        return timeline_of(request, now, ended=ended) if request is not None and request.key == key else None
