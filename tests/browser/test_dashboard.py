@@ -137,6 +137,20 @@ def test_a_click_opens_a_timeline_of_one_that_runs_and_of_one_that_has_ended(
     expect(row).to_be_focused()
 
 
+def test_the_server_s_own_timelines_open(server: RunningServer, open_page: OpenPage) -> None:
+    page = open_page("/dashboard")
+    dialog, causes = page.get_by_role("dialog"), page.locator("#timeline-causes tbody tr")
+    with load(server, "real", 1):
+        expect(page.locator("#rows tbody tr.decode")).to_have_count(1)
+        page.get_by_role("button", name="Timeline of real-0").first.click()
+        expect(dialog.locator("#timeline-sum")).to_contain_text("completions, is running")
+        expect(causes.filter(has_text="decode")).to_have_count(1)
+        page.keyboard.press("Escape")
+    page.locator("#ended").get_by_role("button", name="Timeline of real-0").click()
+    expect(dialog.locator("#timeline-sum")).to_contain_text("completions, ended: client_closed")
+    expect(causes.filter(has_text="tokenize")).to_have_count(1)
+
+
 def test_a_timeline_that_is_not_known_is_said_not_to_be(server: RunningServer, open_page: OpenPage) -> None:
     page = open_page("/dashboard", faults=("404",))
     page.route("**/timeline", lambda route: route.fulfill(status=404, body="{}"))
