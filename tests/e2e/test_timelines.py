@@ -150,10 +150,10 @@ async def test_a_full_cache_is_blamed(gguf_path: Path, tmp_path: Path) -> None:
         found = []
         for number in range(CASES // 4):
             hog = asyncio.create_task(ask(full, f"hog-{number}", {"prompt": "word " * 900, "max_tokens": 90}))
-            await asyncio.sleep(0.4)
+            await asyncio.to_thread(full.metrics_when, lambda seen: seen["kv_blocks_used"] > 50, "the hog is in")
             names = [f"kept-out-{number}-{place}" for place in range(4)]
             await asyncio.gather(
-                *[ask(full, name, {"prompt": f"{name} " + "other " * 300, "max_tokens": 2}) for name in names]
+                *[ask(full, name, {"prompt": f"{name} " + "other " * 210, "max_tokens": 1}) for name in names]
             )
             await hog
             found += [blamed(full, name) for name in names]
