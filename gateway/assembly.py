@@ -6,8 +6,10 @@ from __future__ import annotations
 import gc
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from starlette.types import ASGIApp
 
 from gateway.config import Config
 from gateway.engines.profiles import Profiler
@@ -18,12 +20,13 @@ from gateway.http.drain import Drain
 from gateway.http.ending import Signals
 from gateway.http.keys import Keys
 from gateway.http.lifecycle import Server
-from gateway.http.ratelimit import RateLimits
+from gateway.http.ratelimit import Accounts, RateLimits
 from gateway.metrics import Metrics
 from gateway.model.load import load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
 from gateway.services import HttpSettings, Services
+from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 
 YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
@@ -46,9 +49,16 @@ class Running:
     watch: Callable[[], Awaitable[None]]
     folder: Path  # private to the process, and gone with it
     spans: TimelineSink | None = None
+    accounts: Accounts = field(default_factory=Accounts)
+    timelines: Timelines | None = None  # as the configuration says
+    others: Others | None = None
+    beside: Path | None = None  # a unix socket on which the same is served
 
 
-def server_of(running: Running, model: ServedModel, config: Config) -> Server:
+def server_of(
+    running: Running, model: ServedModel, config: Config, around: Callable[[ASGIApp], ASGIApp] = lambda app: app
+) -> Server:
+    """around: what the application is seen through."""
     running.engine.teach(vocabulary_of(model))
     services = Services(
         engine=running.engine,
@@ -57,17 +67,20 @@ def server_of(running: Running, model: ServedModel, config: Config) -> Server:
         metrics=running.metrics,
         settings=http_settings(config),
         keys=running.keys,
-        timelines=Timelines(config.timelines),
+        timelines=running.timelines or Timelines(config.timelines),
         spans=running.spans,
         profiler=Profiler(running.engine, running.folder) if config.debug_profile else None,
+        accounts=running.accounts,
+        others=running.others,
     )
     return Server(
-        app=create_app(services),
+        app=around(create_app(services)),
         listener=running.listener,
         drain=services.drain,
         signals=running.signals,
         drain_timeout_s=config.drain_timeout,
         watch=running.watch,
+        beside=running.beside,
     )
 
 

@@ -92,6 +92,7 @@ def _run(config: Config) -> int:
     # imported here: --help need not wait for the whole server
     from gateway.http.keys import KeysError
     from gateway.serve import Stopped, Surroundings, serve
+    from gateway.siblings.first import GatewayFailed
 
     form = config.log_format
     configure_logging(config.log_level, form)
@@ -103,7 +104,7 @@ def _run(config: Config) -> int:
         return _complain(f"keys: {error}", 2, form)
     except ConfigError as error:
         return _complain(str(error), 2, form)
-    except (ModelError, BindError, EngineFailed) as error:
+    except (ModelError, BindError, EngineFailed, GatewayFailed) as error:
         return _complain(str(error), 1, form)
     except Stopped as stopped:
         return stopped.exit_code

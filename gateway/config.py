@@ -45,7 +45,7 @@ class ConfigError(Exception):
     """A wrong option. One line that names it."""
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options by group. A description is one line: it is shown by --help and in docs/config.md."""
 
     model: Annotated[
@@ -70,6 +70,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")] = 8000
+    gateways: Annotated[
+        int, Meta(ge=1, le=64, description="Processes that serve HTTP on the port, for the engine's tokens; Linux.")
+    ] = 1
     cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""
     max_body: Annotated[Size, Meta(description="Largest request body.")] = 16 << 20
     drain_timeout: Annotated[

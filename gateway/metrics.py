@@ -23,6 +23,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway import buckets
 from gateway.gpus import GpuCollector
+from gateway.siblings.messages import Series
+from gateway.siblings.sums import merged, series_of
 from gateway.tallies import Tally, TallyHistogram
 from gateway.vllm_names import VllmNames
 from scheduler.protocol import EngineStats, FirstToken, StepRecord
@@ -75,6 +77,7 @@ ENGINE_SERIES = frozenset(
         *("recomputed_tokens", "prefix_queries", "prefix_hits", "step_seconds", "step_tokens", "batch_size"),
     )
 )
+FIRST_ONLY = ENGINE_SERIES | {"headrace_gateways", "headrace_gateway_restarts"}  # that the first gateway tells
 WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
 OTHER = "other"
 NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -102,10 +105,12 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
         self.model = ""  # the label of all series; known when the model is
+        self.elsewhere: dict[int, list[Series]] = {}  # of other gateways, whose sums with ours are told
         self._vllm_names: VllmNames | None = None
         self._tenants: set[str] = set()
         self._last = NO_STATS
         self._create_request_series()
+        self._create_gateway_series()
         self._create_latency_series()
         self._create_step_series()
         self._create_engine_series()
@@ -114,7 +119,7 @@ class Metrics:
 
     def also_as_vllm(self) -> None:
         """From now on, what vLLM's dashboards ask for is told under its names too."""
-        self._vllm_names = VllmNames(self.registry, self.model)
+        self._vllm_names = VllmNames(self._families, self.model)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page and its content type, in the format that an Accept header asks for."""
@@ -125,7 +130,7 @@ class Metrics:
         return page, openmetrics.CONTENT_TYPE_LATEST
 
     def collect(self) -> Iterator[Metric]:
-        for family in self.registry.collect():
+        for family in self._families():
             labels = {"model": self.model}
             if family.name in ENGINE_SERIES:
                 labels["engine"] = "0"
@@ -133,6 +138,14 @@ class Metrics:
             yield family
         if self._vllm_names is not None:
             yield from self._vllm_names.collect()
+
+    def _families(self) -> Iterable[Metric]:
+        own = self.registry.collect()
+        return merged(own, self.elsewhere) if self.elsewhere else own
+
+    def series(self) -> list[Series]:
+        """For the first gateway, which tells of engines by itself."""
+        return series_of(self.registry.collect(), FIRST_ONLY)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[str] = ()) -> Counter:
         """values: of its only label, whose series are there from the start, or a first event would be no increase."""
@@ -165,6 +178,11 @@ class Metrics:
         self._prompt_tokens = self._tally("prompt_tokens", "Prompt tokens of requests that got a first token.")
         self._cached_tokens = self._tally("prompt_tokens_cached", "Of those, found in the prefix cache.")
         self._generation_tokens = self._tally("generation_tokens", "Tokens generated and used in an answer.")
+
+    def _create_gateway_series(self) -> None:
+        self._gateways = self._gauge("gateways", "Gateway processes that serve.")
+        self._gateways.set(1)
+        self._gateway_restarts = self._counter("gateway_restarts", "Times that one was started again.")
 
     def _create_latency_series(self) -> None:
         self._ttft = self._histogram(
@@ -338,7 +356,13 @@ class Metrics:
         tokens = self._prompt_tokens.value, self._generation_tokens.value
         return Figures(self._ttft.counts, self._inter_token.counts, *tokens)
 
-    # the gateway itself
+    # the gateways themselves
+
+    def gateways(self, number: int) -> None:
+        self._gateways.set(number)
+
+    def gateway_restarted(self) -> None:
+        self._gateway_restarts.inc()
 
     def loop_lag(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)

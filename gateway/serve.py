@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
 from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.keys import Keys
-from gateway.http.port import bind
+from gateway.http.port import bind, bind_shared
 from gateway.metrics import Metrics
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
+from gateway.siblings.first import Siblings
+from gateway.siblings.messages import HTTP, Setup
 from gateway.startup import Display, Started, print_summary
 from gateway.startup_log import PhaseLog, ready_line
 from scheduler.protocol import EngineConfig, Progress, Ready
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from gateway.timeline.spans import Spans
 
 CLOSE_ENGINE_S = 15.0
+CLOSE_SIBLINGS_S = 15.0  # beyond the drain's time
 CLOSE_SPANS_S = 12.0
 
 log = logging.getLogger("headrace.serve")
@@ -59,13 +63,17 @@ class Surroundings:
 
 
 def serve(config: Config, around: Surroundings) -> int:
-    """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed or Stopped."""
+    """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed, GatewayFailed or
+    Stopped."""
     began = around.clock()
     gc.disable()  # until keep_what_is_there, for a start only makes what stays
     try:
         keys = keys_of(config, around.clock)
         check_spans(config)
-        listener = bind(config.host, config.port)  # before the model: a busy port is told at once
+        check_gateways(config)
+        listener = (bind if config.gateways == 1 else bind_shared)(
+            config.host, config.port
+        )  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
             request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
             resolved = resolve_model(request, around.environ, display.report)
@@ -91,9 +99,11 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     engine = SocketEngine(metrics)
     setup = EngineSetup(engine_config(plan.config, plan.resolved), plan.around.environ, plan.around.engine_command)
     supervisor = Supervisor(setup, engine, metrics)
+    siblings = siblings_of(plan, supervisor.folder, metrics)
+    hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
     try:
-        ready, model, loading_s = await _start(plan, supervisor, signals, display)
+        ready, model, loading_s = await _start(plan, supervisor, siblings, signals, display)
         display.close()
         metrics.model = model.name
         if plan.config.vllm_metric_names:
@@ -102,11 +112,17 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
 
         spans = spans_of(plan.config, model.name)
         told = (signals, supervisor.watch, supervisor.folder)
-        running = Running(engine, metrics, plan.keys, plan.listener, *told, spans)
+        running = Running(
+            *(engine, metrics, plan.keys, plan.listener, *told, spans, siblings.accounts),
+            others=siblings if plan.config.gateways > 1 else None,
+            beside=supervisor.folder / HTTP if plan.config.gateways > 1 else None,
+        )
         server = server_of(running, model, plan.config)
         keep_what_is_there()
         return await server.run(lambda: _show(plan, ready, model, loading_s))
     finally:
+        await siblings.close(0.0 if signals.hurry.is_set() else plan.config.drain_timeout + CLOSE_SIBLINGS_S)
+        hurrying.cancel()
         await within(CLOSE_ENGINE_S, asyncio.create_task(supervisor.close()), signals.hurry)
         supervisor.kill()
         if spans is not None:
@@ -114,8 +130,15 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
         await end_stragglers()
 
 
+async def _pass_on(signals: Signals, siblings: Siblings) -> None:
+    """What this process is told, its siblings are told."""
+    for told in (signals.stop, signals.hurry):
+        await told.wait()
+        siblings.stop()
+
+
 async def _start(
-    plan: _Plan, supervisor: Supervisor, signals: Signals, display: Display | PhaseLog
+    plan: _Plan, supervisor: Supervisor, siblings: Siblings, signals: Signals, display: Display | PhaseLog
 ) -> tuple[Ready, ServedModel, float]:
     """The engine loads its weights while this process imports the rest of itself and builds the tokenizer; the first
     failure of either counts."""
@@ -125,9 +148,10 @@ async def _start(
 
     starting = asyncio.create_task(supervisor.start(on_progress))
     loading = asyncio.create_task(asyncio.to_thread(_load, plan))
+    joining = asyncio.create_task(siblings.start())
     stop = asyncio.create_task(signals.stop.wait())
     try:
-        waiting: set[asyncio.Task[Any]] = {starting, loading}
+        waiting: set[asyncio.Task[Any]] = {starting, loading, joining}
         while waiting:
             done, _ = await asyncio.wait({*waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
             if signals.last is not None:
@@ -137,7 +161,7 @@ async def _start(
             waiting -= done
         return starting.result(), *loading.result()
     finally:
-        for task in (starting, loading, stop):
+        for task in (starting, loading, joining, stop):
             task.add_done_callback(_note_end)
             task.cancel()
 
@@ -195,6 +219,24 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         prefix_caching=config.prefix_caching,
         profiling=config.debug_profile,
     )
+
+
+def siblings_of(plan: _Plan, folder: Path, metrics: Metrics) -> Siblings:
+    """None but this process, as a rule."""
+    resolved = plan.resolved
+    port = plan.listener.getsockname()[1]
+
+    def setup(number: int) -> Setup:
+        told = (str(folder), str(resolved.path.resolve()), resolved.format, resolved.name)
+        return Setup(number, plan.config, plan.config.host, port, *told)
+
+    return Siblings(setup, plan.config.gateways, folder, metrics, plan.around.environ)
+
+
+def check_gateways(config: Config) -> None:
+    """Raises ConfigError."""
+    if config.gateways > 1 and sys.platform != "linux":
+        raise ConfigError("gateways: only Linux spreads the connections to a port over several processes")
 
 
 def check_spans(config: Config) -> None:

@@ -13,10 +13,11 @@ from gateway.engines.client import EngineClient
 from gateway.engines.profiles import Profiler
 from gateway.http.drain import Drain
 from gateway.http.keys import Keys
-from gateway.http.ratelimit import RateLimits
+from gateway.http.ratelimit import Accounts, RateLimits
 from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
+from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 
 
@@ -76,3 +77,5 @@ class Services:
     timelines: Timelines = field(default_factory=Timelines)
     spans: TimelineSink | None = None  # of who traces requests
     live: Live = field(default_factory=Live)
+    accounts: Accounts = field(default_factory=Accounts)
+    others: Others | None = None  # of the first of several gateways

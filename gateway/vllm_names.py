@@ -6,9 +6,8 @@ published dashboards ask for and that mean the same here, with its own labels mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.samples import Sample
 
@@ -38,12 +37,13 @@ CAPACITY = frozenset({"rows", "blocks"})  # the others are deferred, as vLLM cal
 
 
 class VllmNames:
-    def __init__(self, registry: CollectorRegistry, model: str) -> None:
-        self._registry = registry
+    def __init__(self, collect: Callable[[], Iterable[Metric]], model: str) -> None:
+        """collect: our families."""
+        self._collect = collect
         self._labels = {"model_name": model, "engine": "0"}
 
     def collect(self) -> Iterator[Metric]:
-        found = {family.name: family for family in self._registry.collect()}
+        found = {family.name: family for family in self._collect()}
         for ours, theirs in RENAMED.items():
             yield self._renamed(found[ours], theirs)
         yield from self._waiting(found["headrace_requests_waiting"])

@@ -18,6 +18,7 @@ import msgspec
 
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
+from gateway.siblings.messages import ENGINE
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "engine")  # -P: nothing of the current folder
@@ -134,6 +135,7 @@ class Supervisor:
         self._process = process
         try:
             reader, writer = await process.connect()
+            self._lead_to(Path(config.socket_path))  # once we are its first connection
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
@@ -143,6 +145,13 @@ class Supervisor:
         finally:
             await process.stop()
             self._process = None
+
+    def _lead_to(self, socket: Path) -> None:
+        """By a name that stays, other gateways find the engine of now."""
+        new = self.folder / "engine.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(socket)
+        new.replace(self.folder / ENGINE)
 
     def _note_ready(self, ready: Ready) -> None:
         self._ready_at = self._timing.clock()

@@ -12,7 +12,7 @@ from gateway.http import faults
 from gateway.http.error_shape import error_response
 from gateway.http.exchange import Exchange, exchange_of
 from gateway.http.keys import Key
-from gateway.http.ratelimit import Account, Accounts, Refusal, Visit
+from gateway.http.ratelimit import Account, Refusal, Visit
 from gateway.services import Services
 
 # Without a key: what is asked by whoever keeps the process alive, and a page that tells nothing by itself.
@@ -32,7 +32,6 @@ class Guard:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._services = services
-        self._accounts = Accounts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +71,7 @@ class Guard:
         defaults = self._services.settings.rate_limits
         limits = key.limits(defaults) if key else defaults
         client = key.digest if key else NOBODY
-        return self._accounts.of(client, limits, self._services.clock()) if limits else None
+        return self._services.accounts.of(client, limits, self._services.clock()) if limits else None
 
     def _enter(self, account: Account, exchange: Exchange) -> Visit:
         """Raises 429."""

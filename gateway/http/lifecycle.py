@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import hypercorn.asyncio
@@ -29,10 +30,12 @@ CLOSE_S = 2.0  # for Hypercorn to end its connections
 log = logging.getLogger("headrace.http")
 
 
-def hypercorn_config(listener: socket.socket) -> HypercornConfig:
-    """Hands the listener over: Hypercorn closes it."""
+def hypercorn_config(listener: socket.socket, beside: Path | None = None) -> HypercornConfig:
+    """Hands the listener over: Hypercorn closes it. beside: a unix socket to listen on as well."""
     config = HypercornConfig()
     config.bind = [f"fd://{listener.detach()}"]
+    if beside is not None:
+        config.bind.append(f"unix:{beside}")
     config.accesslog = None
     config.errorlog = log.getChild("hypercorn")
     config.errorlog.setLevel(logging.WARNING)  # our own summary says where we listen
@@ -55,6 +58,7 @@ class Server:
     signals: Signals
     drain_timeout_s: float
     watch: Callable[[], Awaitable[None]]  # of the engine's supervisor: ends only with an exception
+    beside: Path | None = None  # a unix socket on which the same is served
 
     async def run(self, on_open: Callable[[], None]) -> int:
         """Opens the port and serves until a signal. Returns the exit code; raises what ended it otherwise."""
@@ -81,7 +85,7 @@ class Server:
 
     async def _serve(self, release: asyncio.Event) -> None:
         connections.install()
-        config = hypercorn_config(self.listener)
+        config = hypercorn_config(self.listener, self.beside)
         await hypercorn.asyncio.serve(cast(Any, self.app), config, shutdown_trigger=release.wait)
 
     async def _drain(self) -> None:

@@ -11,8 +11,19 @@ class BindError(Exception):
     """The port cannot be had. One line that names host and port."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Takes the port without listening: nobody else can have it, and nobody is accepted before we are ready."""
+def bind_shared(host: str, port: int) -> socket.socket:
+    """A port for several processes, among whose listeners the system spreads connections. Raises BindError also where
+    others of the kind have it already."""
+    with bind(host, port) as probe:
+        port = probe.getsockname()[1]
+    return bind(host, port, shared=True)
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Takes the port without listening: nobody else can have it, and nobody is accepted before we are ready.
+
+    shared: but for others of this user who say the same.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -23,6 +34,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -2,6 +2,7 @@
 
 Tokens are charged as they are counted: all that the open requests of a client have used so far is taken before anybody
 looks. An answer's length is not known before its end, so a request may run into debt; the next one waits it off.
+Several gateways tell each other what was spent (gateway.siblings), and are that much behind.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import msgspec
 
 Kind = Literal["requests", "tokens", "concurrency"]
 MINUTE_S = 60.0
@@ -25,6 +28,16 @@ class RateLimits:
 
     def __bool__(self) -> bool:
         return bool(self.rpm or self.tpm or self.concurrency)
+
+
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """By one client at one gateway, since that told of it last; but for `open`, which is how many run there now."""
+
+    client: bytes
+    limits: RateLimits
+    requests: float
+    tokens: float
+    open: int
 
 
 class Meter(Protocol):
@@ -84,6 +97,9 @@ class Account:
     opened_at: float
     _buckets: dict[Kind, Bucket] = field(init=False)
     _visits: set[Visit] = field(init=False, default_factory=set)
+    _elsewhere: dict[int, int] = field(init=False, default_factory=dict)  # open requests by gateway
+    _untold: dict[Kind, float] = field(init=False, default_factory=dict)  # spent here
+    _told_open: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         of_a_minute: dict[Kind, int] = {"requests": self.limits.rpm, "tokens": self.limits.tpm}
@@ -94,8 +110,7 @@ class Account:
         self._settle(now)
         if (refusal := self._refusal()) is not None:
             return refusal
-        if "requests" in self._buckets:
-            self._buckets["requests"].spent += 1
+        self._spend("requests", 1)
         visit = Visit(meter)
         self._visits.add(visit)
         return visit
@@ -104,9 +119,36 @@ class Account:
         """free: its tokens are given back. Its place among the requests of the minute is not."""
         self._settle(now)
         self._visits.discard(visit)
-        if free and "tokens" in self._buckets:
-            tokens = self._buckets["tokens"]
-            tokens.spent = max(0.0, tokens.spent - visit.charged)
+        if free:
+            self._spend("tokens", -visit.charged)
+
+    def take_spent(self, client: bytes, now: float) -> Spent | None:
+        """What other gateways do not know yet. None: nothing."""
+        self._settle(now)
+        untold, self._untold = self._untold, {}
+        num_open = len(self._visits)
+        if not any(untold.values()) and num_open == self._told_open:
+            return None
+        self._told_open = num_open
+        return Spent(client, self.limits, untold.get("requests", 0), untold.get("tokens", 0), num_open)
+
+    def charge(self, gateway: int, spent: Spent, now: float) -> None:
+        """What was spent at another gateway."""
+        self._settle(now)
+        told: dict[Kind, float] = {"requests": spent.requests, "tokens": spent.tokens}
+        for kind, amount in told.items():
+            if kind in self._buckets:
+                self._buckets[kind].spent = max(0.0, self._buckets[kind].spent + amount)
+        self._elsewhere[gateway] = spent.open
+
+    def lose(self, gateway: int) -> None:
+        """What was open there is not any more."""
+        self._elsewhere.pop(gateway, None)
+
+    def _spend(self, kind: Kind, amount: float) -> None:
+        if kind in self._buckets:
+            self._buckets[kind].spent = max(0.0, self._buckets[kind].spent + amount)
+            self._untold[kind] = self._untold.get(kind, 0.0) + amount
 
     def headers(self, now: float) -> dict[str, str]:
         """In OpenAI's names and form."""
@@ -121,13 +163,15 @@ class Account:
     def is_blank(self, now: float) -> bool:
         """A new one would be no different."""
         self._settle(now)
-        return not self._visits and all(bucket.spent == 0 for bucket in self._buckets.values())
+        is_open = self._visits or self._told_open or any(self._elsewhere.values())
+        return not is_open and all(bucket.spent == 0 for bucket in self._buckets.values())
 
     def _refusal(self) -> Refusal | None:
         waits = [Refusal(kind, bucket.limit, bucket.wait_s) for kind, bucket in self._buckets.items() if bucket.wait_s]
         if waits:
             return max(waits, key=lambda refusal: refusal.wait_s or 0)
-        if self.limits.concurrency and len(self._visits) >= self.limits.concurrency:
+        num_open = len(self._visits) + sum(self._elsewhere.values())
+        if self.limits.concurrency and num_open >= self.limits.concurrency:
             return Refusal("concurrency", self.limits.concurrency, None)
         return None
 
@@ -137,7 +181,7 @@ class Account:
         if "tokens" in self._buckets:
             for visit in self._visits:
                 used = visit.meter.used_tokens
-                self._buckets["tokens"].spent += used - visit.charged
+                self._spend("tokens", used - visit.charged)
                 visit.charged = used
 
 
@@ -156,6 +200,19 @@ class Accounts:
             self._forget_blank(now)
             account = self._accounts[client] = Account(limits, now)
         return account
+
+    def take_spent(self, now: float) -> list[Spent]:
+        """For other gateways: what they do not know yet."""
+        told = (account.take_spent(client, now) for client, account in self._accounts.items())
+        return [spent for spent in told if spent is not None]
+
+    def charge(self, gateway: int, spent: list[Spent], now: float) -> None:
+        for each in spent:
+            self.of(each.client, each.limits, now).charge(gateway, each, now)
+
+    def lose(self, gateway: int) -> None:
+        for account in self._accounts.values():
+            account.lose(gateway)
 
     def _forget_blank(self, now: float) -> None:
         self._accounts = {client: each for client, each in self._accounts.items() if not each.is_blank(now)}

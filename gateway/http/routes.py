@@ -220,6 +220,8 @@ class Pages:
     async def metrics(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "metrics"
         accept = request.headers.get("accept", "")
+        if self._services.others is not None:
+            await self._services.others.ask_for_series()
         page, content_type = await asyncio.to_thread(self._services.metrics.render, accept)
         return Response(page, headers={"content-type": content_type})
 

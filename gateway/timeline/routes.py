@@ -20,6 +20,9 @@ class TimelinePage:
         exchange.endpoint = "timeline"
         request_id = request.path_params["id"]
         found = self._services.timelines.find(request_id, exchange.key, self._services.wall_clock())
+        others = self._services.others
+        if found is None and others is not None and (told := await others.timeline(request_id, exchange.key)):
+            return Response(told, media_type="application/json")
         if found is None:
             message = f"Nothing is known of a request '{request_id[:100]}'. Its id stands in the header x-request-id."
             raise ApiError(404, message, param="id", code="request_not_found")

@@ -1,0 +1,101 @@
+"""python -m gateway.siblings: one more gateway process, started by the first one, which it does not outlive."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.assembly import Running, keep_what_is_there, load, server_of
+from gateway.engines.socket import SocketEngine
+from gateway.http.ending import Signals, end_stragglers, within
+from gateway.http.port import bind
+from gateway.http.ratelimit import Accounts
+from gateway.logs import configure_logging
+from gateway.metrics import Metrics
+from gateway.model.resolve import ResolvedModel
+from gateway.serve import keys_of, spans_of
+from gateway.siblings.link import Link, follow
+from gateway.siblings.messages import HTTP, Setup
+from gateway.siblings.relay import Relay
+from gateway.timeline.store import Timelines
+from scheduler.protocol import Ready
+
+CLOSE_S = 12.0
+
+
+def main() -> int:
+    setup = msgspec.json.decode(sys.stdin.buffer.readline(), type=Setup)
+    configure_logging(setup.config.log_level, setup.config.log_format)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.disable()  # until all is there
+    return asyncio.run(_serve(setup))
+
+
+async def _serve(setup: Setup) -> int:
+    config, folder = setup.config, Path(setup.folder)
+    signals = Signals()
+    signals.install()
+    metrics = Metrics()
+    engine = SocketEngine(metrics)
+    ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+
+    def on_ready(told: Ready) -> None:
+        if not ready.done():
+            ready.set_result(told)
+
+    accounts, timelines = Accounts(), Timelines(config.timelines)
+    link = Link(setup.number, folder, metrics, accounts, timelines)
+    following = asyncio.create_task(follow(folder, engine, on_ready), name="engine")
+    linked = asyncio.create_task(link.run(lambda: signals.receive(signal.SIGTERM)), name="link")
+    spans = None
+    try:
+        with bind(setup.host, setup.port, shared=True) as listener:
+            resolved = ResolvedModel(Path(setup.model), setup.model_format, setup.model_name)
+            model = await asyncio.to_thread(load, resolved, config)
+            metrics.model = model.name
+            either: set[asyncio.Future[Any]] = {ready, asyncio.create_task(signals.stop.wait())}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if signals.last is not None:
+                return 0
+            spans = spans_of(config, model.name)
+            running = Running(
+                engine,
+                metrics,
+                keys_of(config, time.monotonic),
+                listener,
+                signals,
+                lambda: asyncio.shield(following),
+                folder,
+                spans,
+                accounts,
+                timelines,
+            )
+            server = server_of(running, model, config, around=lambda app: Relay(app, folder / HTTP))
+            keep_what_is_there()
+            return await server.run(link.opened)
+    finally:
+        await within(CLOSE_S, asyncio.create_task(link.close()), signals.hurry)
+        for task in (following, linked):
+            task.cancel()
+        if spans is not None:
+            await within(CLOSE_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
+        await end_stragglers()
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)  # and with it the engine goes: there is nothing to drain for
+
+
+if __name__ == "__main__":
+    sys.exit(main())

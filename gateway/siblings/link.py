@@ -1,0 +1,130 @@
+"""A sibling's side of what gateways tell each other, and its way to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from gateway.engines.socket import EngineFailed, Listener, SocketEngine
+from gateway.http.ratelimit import Accounts
+from gateway.metrics import Metrics
+from gateway.openai import encode
+from gateway.siblings.messages import (
+    ENGINE,
+    LINK,
+    Answer,
+    Ask,
+    Charges,
+    FromSibling,
+    Hello,
+    Left,
+    Opened,
+    Told,
+    ToSibling,
+    bodies,
+    frame,
+    to_sibling,
+)
+from gateway.timeline.store import Timelines
+from scheduler.protocol import FrameError, Progress, Ready
+
+TELL_SERIES_S = 2.0  # what a gateway that is killed may have counted in vain
+TELL_CHARGES_S = 0.2
+SEEK_S = 0.1
+
+log = logging.getLogger("headrace.siblings")
+
+
+class Link:
+    """To the first gateway."""
+
+    def __init__(self, number: int, folder: Path, metrics: Metrics, accounts: Accounts, timelines: Timelines) -> None:
+        self._number = number
+        self._path = folder / LINK
+        self._metrics = metrics
+        self._accounts = accounts
+        self._timelines = timelines
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def run(self, lost: Callable[[], None]) -> None:
+        """Until the first gateway is gone; then calls `lost`."""
+        telling = asyncio.create_task(self._tell_charges())
+        counting = asyncio.create_task(self._tell_series())
+        try:
+            reader, self._writer = await asyncio.open_unix_connection(self._path)
+            self._send(Hello(self._number))
+            async for body in bodies(reader):
+                self._take(to_sibling.decode(body))
+        except (OSError, FrameError, msgspec.MsgspecError) as error:
+            log.error("the first gateway cannot be heard any more: %s", error)
+        finally:
+            telling.cancel()
+            counting.cancel()
+        lost()
+
+    def opened(self) -> None:
+        self._send(Opened())
+
+    async def close(self) -> None:
+        """The last word."""
+        self._send(Told(self._metrics.series()))
+        if self._writer is not None:
+            self._writer.close()
+            await self._writer.wait_closed()
+
+    def _send(self, message: FromSibling) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    def _take(self, message: ToSibling) -> None:
+        match message:
+            case Ask(ask_id, None):
+                self._send(Answer(ask_id, series=self._metrics.series()))
+            case Ask(ask_id, str(request_id), key):
+                self._send(Answer(ask_id, timeline=self._timeline(request_id, key)))
+            case Charges(gateway, spent):
+                self._accounts.charge(gateway, spent, asyncio.get_running_loop().time())
+            case Left(gateway):
+                self._accounts.lose(gateway)
+
+    def _timeline(self, request_id: str, key: str | None) -> bytes:
+        found = self._timelines.find(request_id, key, time.time())
+        return b"" if found is None else encode(found)
+
+    async def _tell_charges(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(TELL_CHARGES_S)
+            if spent := self._accounts.take_spent(clock()):
+                self._send(Charges(self._number, spent))
+
+    async def _tell_series(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_SERIES_S)
+            self._send(Told(self._metrics.series()))
+
+
+async def follow(folder: Path, engine: SocketEngine, on_ready: Callable[[Ready], None]) -> None:
+    """Speaks with the engine of now, and then with the next. Never returns: the first gateway starts engines, and ends
+    this process."""
+    listener = Listener(_unseen, on_ready)
+    while True:
+        try:
+            reader, writer = await asyncio.open_unix_connection(folder / ENGINE)
+        except OSError:
+            await asyncio.sleep(SEEK_S)
+            continue
+        try:
+            await engine.converse(reader, writer, listener)
+        except EngineFailed as failure:
+            log.debug("the engine is gone: %s", failure.message)
+            await asyncio.sleep(SEEK_S)
+
+
+def _unseen(progress: Progress) -> None:
+    """The first gateway shows it."""

@@ -1,0 +1,111 @@
+"""What gateways of one server tell each other: frames on a unix socket of the first one, as those of engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import msgspec
+
+from gateway.config import Config
+from gateway.http.ratelimit import Spent
+from scheduler.protocol import LENGTH_BYTES, FrameSplitter
+
+READ_BYTES = 1 << 16
+LINK = "gateways.sock"  # in the server's private folder
+HTTP = "http.sock"  # the first one's pages, for the others
+ENGINE = "engine.sock"  # leads to the engine's socket of now
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a sibling is started with, as a line of JSON."""
+
+    number: int  # from 1; the first gateway is 0
+    config: Config
+    host: str
+    port: int
+    folder: str
+    model: str  # its path
+    model_format: Literal["gguf", "safetensors", "dummy"]
+    model_name: str
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    labels: dict[str, str]
+    value: float
+    exemplar: tuple[dict[str, str], float, float | None] | None = None  # labels, value, when
+
+
+class Series(msgspec.Struct, frozen=True, array_like=True):
+    """A family of samples."""
+
+    name: str
+    text: str
+    kind: str
+    samples: list[Sample]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """The first of a sibling."""
+
+    number: int
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
+    """It serves."""
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
+    """Its series, now and then, and as its last word."""
+
+    series: list[Series]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
+    ask_id: int
+    series: list[Series] = []
+    timeline: bytes = b""  # as JSON; empty: nothing is known of that request
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    """For its series; with a request's id for that request's timeline, as far as this key may see it."""
+
+    ask_id: int
+    request_id: str | None = None
+    key: str | None = None
+
+
+class Charges(msgspec.Struct, frozen=True, array_like=True, tag="charges"):
+    """What clients with limits have used at one gateway since its last such message."""
+
+    gateway: int
+    spent: list[Spent]
+
+
+class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
+    """A gateway is gone, and with it the requests that were open there."""
+
+    gateway: int
+
+
+FromSibling = Hello | Opened | Told | Answer | Charges
+ToSibling = Ask | Charges | Left
+
+_encoder = msgspec.msgpack.Encoder()
+from_sibling = msgspec.msgpack.Decoder(FromSibling)
+to_sibling = msgspec.msgpack.Decoder(ToSibling)
+
+
+def frame(message: FromSibling | ToSibling) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+async def bodies(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Until the other side has closed. Raises FrameError, OSError."""
+    splitter = FrameSplitter()
+    while data := await reader.read(READ_BYTES):
+        for body in splitter.feed(data):
+            yield body

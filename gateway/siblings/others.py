@@ -1,0 +1,15 @@
+"""The other gateways, as what answers a request sees them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Others(Protocol):
+    """Every wait is short: a gateway that does not answer is left out, and what it told last counts."""
+
+    async def ask_for_series(self) -> None:
+        """Metrics then knows them."""
+
+    async def timeline(self, request_id: str, key: str | None) -> bytes:
+        """As JSON; empty: nobody knows of it."""
