@@ -40,10 +40,11 @@ class Level:
     clients: int
     concurrency: int  # of each client
     requests: int  # of each client
+    gateways: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.clients}x{self.concurrency}"
+        return f"{self.clients}x{self.concurrency}" + (f", {self.gateways} gateways" if self.gateways > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,12 @@ class HttpSizes:
 
 
 LEVELS = {
-    "qwen06b": (Level(1, 64, 512), Level(1, 256, 1024), Level(4, 64, 256), Level(1, 1, 8)),
+    "qwen06b": (
+        *(Level(1, 64, 512), Level(1, 256, 1024), Level(4, 64, 256), Level(1, 1, 8)),
+        *(Level(4, 64, 256, 4), Level(1, 256, 1024, 4)),
+    ),
     "llama8b": (Level(1, 64, 256), Level(1, 256, 768), Level(1, 1, 4)),
-    "tiny": (Level(1, 2, 6), Level(2, 2, 4)),
+    "tiny": (Level(1, 2, 6), Level(2, 2, 4), Level(2, 2, 4, 2)),
 }
 
 
@@ -121,14 +125,23 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def measure(folder: Path, sizes: HttpSizes, flags: list[str], report: Report) -> None:
+    for gateways in sorted({level.gateways for level in sizes.levels}):
+        _measure(folder, sizes, gateways, flags, report)
+
+
+def _measure(folder: Path, sizes: HttpSizes, gateways: int, flags: list[str], report: Report) -> None:
+    """The levels with so many gateways, in one server."""
     log = folder / "server.log"
+    levels = [(index, level) for index, level in enumerate(sizes.levels) if level.gateways == gateways]
+    tag = f", {gateways} gateways" if gateways > 1 else ""
     try:
-        with server(folder, flags, log) as served:
-            report.put("ready_s", round(served.ready_s, 2))
-            report.put("processes", {"gateways": 1, "flags": flags, "prompts": "token ids", "stream": "each token"})
-            most = max(level.clients * level.concurrency for level in sizes.levels)
-            report.attempt("warm-up", lambda: _level(served, Level(1, most, most), 16, 16, seed=1))
-            for index, level in enumerate(sizes.levels):
+        with server(folder, [*flags, "--gateways", str(gateways)], log) as served:
+            report.put(f"ready_s{tag}", round(served.ready_s, 2))
+            told = {"gateways": gateways, "flags": flags, "prompts": "token ids", "stream": "each token"}
+            report.put(f"processes{tag}", told)
+            most = max(level.clients * level.concurrency for _, level in levels)
+            report.attempt(f"warm-up{tag}", lambda: _level(served, Level(1, most, most), 16, 16, seed=1))
+            for index, level in levels:
                 seed = 100_000 * (index + 1)
                 report.attempt(
                     level.name,
@@ -154,7 +167,7 @@ def _level(served: Served, level: Level, num_in: int, num_out: int, seed: int) -
     requests = sum(each.requests for each in seen)
     return {
         "clients": level.clients,
-        "gateways": 1,
+        "gateways": level.gateways,
         "concurrency": level.clients * level.concurrency,
         "requests": requests,
         "tok_s": round(tokens / wall, 1),
@@ -216,9 +229,18 @@ def _cpu(pid: int) -> dict[str, float]:
     """Processor seconds of a process and of its children so far."""
     found = {"gateway": _process_cpu(pid)}
     children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
-    for number, child in enumerate(sorted(children), 1):
-        found[f"engine{number}" if number > 1 else "engine"] = _process_cpu(child)
+    for child in sorted(children):
+        kind = "gateway" if _is_gateway(child) else "engine"
+        number = sum(name.startswith(kind) for name in found)
+        found[f"{kind}{number + 1}" if number else kind] = _process_cpu(child)
     return found
+
+
+def _is_gateway(pid: int) -> bool:
+    try:
+        return b"gateway.siblings" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _children(task: Path) -> list[str]:

@@ -52,7 +52,7 @@ class Running:
     accounts: Accounts = field(default_factory=Accounts)
     timelines: Timelines | None = None  # as the configuration says
     others: Others | None = None
-    beside: Path | None = None  # a unix socket on which the same is served
+    beside: socket.socket | None = None  # listens already; the same is served there
 
 
 def server_of(

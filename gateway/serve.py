@@ -23,7 +23,7 @@ from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
 from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.keys import Keys
-from gateway.http.port import bind, bind_shared
+from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
 from gateway.siblings.first import Siblings
@@ -115,11 +115,11 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
         running = Running(
             *(engine, metrics, plan.keys, plan.listener, *told, spans, siblings.accounts),
             others=siblings if plan.config.gateways > 1 else None,
-            beside=supervisor.folder / HTTP if plan.config.gateways > 1 else None,
+            beside=listen_beside(supervisor.folder / HTTP) if plan.config.gateways > 1 else None,
         )
         server = server_of(running, model, plan.config)
         keep_what_is_there()
-        return await server.run(lambda: _show(plan, ready, model, loading_s))
+        return await server.run(lambda: _opened(plan, siblings, ready, model, loading_s))
     finally:
         await siblings.close(0.0 if signals.hurry.is_set() else plan.config.drain_timeout + CLOSE_SIBLINGS_S)
         hurrying.cancel()
@@ -177,6 +177,11 @@ def _load(plan: _Plan) -> tuple[ServedModel, float]:
 
     began = plan.around.clock()
     return load(plan.resolved, plan.config), plan.around.clock() - began
+
+
+def _opened(plan: _Plan, siblings: Siblings, ready: Ready, model: ServedModel, loading_s: float) -> None:
+    siblings.open()
+    _show(plan, ready, model, loading_s)
 
 
 def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> None:

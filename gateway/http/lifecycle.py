@@ -11,7 +11,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import hypercorn.asyncio
@@ -30,12 +29,12 @@ CLOSE_S = 2.0  # for Hypercorn to end its connections
 log = logging.getLogger("headrace.http")
 
 
-def hypercorn_config(listener: socket.socket, beside: Path | None = None) -> HypercornConfig:
-    """Hands the listener over: Hypercorn closes it. beside: a unix socket to listen on as well."""
+def hypercorn_config(listener: socket.socket, beside: socket.socket | None = None) -> HypercornConfig:
+    """Hands the listeners over: Hypercorn closes them."""
     config = HypercornConfig()
     config.bind = [f"fd://{listener.detach()}"]
     if beside is not None:
-        config.bind.append(f"unix:{beside}")
+        config.bind.append(f"fd://{beside.detach()}")
     config.accesslog = None
     config.errorlog = log.getChild("hypercorn")
     config.errorlog.setLevel(logging.WARNING)  # our own summary says where we listen
@@ -58,7 +57,7 @@ class Server:
     signals: Signals
     drain_timeout_s: float
     watch: Callable[[], Awaitable[None]]  # of the engine's supervisor: ends only with an exception
-    beside: Path | None = None  # a unix socket on which the same is served
+    beside: socket.socket | None = None  # listens already; the same is served there
 
     async def run(self, on_open: Callable[[], None]) -> int:
         """Opens the port and serves until a signal. Returns the exit code; raises what ended it otherwise."""

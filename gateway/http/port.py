@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -40,6 +41,14 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         listener.close()
         raise BindError(f"cannot listen on {shown(host, port)}: {error.strerror}") from error
+    return listener
+
+
+def listen_beside(path: Path) -> socket.socket:
+    """A unix socket that listens."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(BACKLOG)
     return listener
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -62,10 +61,6 @@ async def _serve(setup: Setup) -> int:
             resolved = ResolvedModel(Path(setup.model), setup.model_format, setup.model_name)
             model = await asyncio.to_thread(load, resolved, config)
             metrics.model = model.name
-            either: set[asyncio.Future[Any]] = {ready, asyncio.create_task(signals.stop.wait())}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if signals.last is not None:
-                return 0
             spans = spans_of(config, model.name)
             running = Running(
                 engine,
@@ -81,7 +76,10 @@ async def _serve(setup: Setup) -> int:
             )
             server = server_of(running, model, config, around=lambda app: Relay(app, folder / HTTP))
             keep_what_is_there()
-            return await server.run(link.opened)
+            await _word(ready, link, signals)
+            if signals.last is not None:
+                return 0
+            return await server.run(lambda: None)
     finally:
         await within(CLOSE_S, asyncio.create_task(link.close()), signals.hurry)
         for task in (following, linked):
@@ -89,6 +87,17 @@ async def _serve(setup: Setup) -> int:
         if spans is not None:
             await within(CLOSE_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
         await end_stragglers()
+
+
+async def _word(ready: asyncio.Future[Ready], link: Link, signals: Signals) -> None:
+    """To serve, or to stop."""
+
+    async def allowed() -> None:
+        await ready
+        await link.prepared()
+
+    either = {asyncio.create_task(allowed()), asyncio.create_task(signals.stop.wait())}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _end_with_parent() -> None:

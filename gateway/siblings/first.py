@@ -22,7 +22,8 @@ from gateway.siblings.messages import (
     FromSibling,
     Hello,
     Left,
-    Opened,
+    Open,
+    Prepared,
     Series,
     Setup,
     Told,
@@ -35,7 +36,7 @@ from gateway.siblings.sums import added, lasting
 from scheduler.protocol import FrameError
 
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway.siblings")
-OPEN_S = 300.0  # from the start of one to its word that it serves; the engine may have to be built meanwhile
+OPEN_S = 600.0  # from their start until they could serve; the engine loads its weights meanwhile
 ASK_S = 1.0
 TELL_S = 0.2  # between two messages of what clients with limits have used
 FIRST_DELAY_S, MOST_DELAY_S, HEALTHY_S = 0.5, 30.0, 60.0
@@ -56,7 +57,7 @@ class Sibling:
     number: int
     process: asyncio.subprocess.Process | None = None
     writer: asyncio.StreamWriter | None = None  # while it is connected
-    opened: asyncio.Event = field(default_factory=asyncio.Event)  # the process of now serves
+    prepared: asyncio.Event = field(default_factory=asyncio.Event)  # the process of now serves, or waits for the word
     series: list[Series] = field(default_factory=list)  # as it told last
     asked: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
 
@@ -87,6 +88,7 @@ class Siblings:
         self._command = command
         self._gone: list[Series] = []
         self._next_ask = 1
+        self._is_open = False
         self._stopping = False
         self._link: asyncio.Server | None = None
         self._keepers: list[asyncio.Task[None]] = []
@@ -95,7 +97,7 @@ class Siblings:
     # their processes
 
     async def start(self) -> None:
-        """Returns once all of them serve. Raises GatewayFailed."""
+        """Returns once all of them could serve. Raises GatewayFailed."""
         if not self._siblings:
             return
         self._link = await asyncio.start_unix_server(self._hear, self._folder / LINK)
@@ -103,21 +105,27 @@ class Siblings:
         self._keepers = [
             asyncio.create_task(self._keep(each), name=f"gateway {each.number}") for each in self._siblings.values()
         ]
-        opened = asyncio.create_task(self._all_opened())
+        prepared = asyncio.create_task(self._all_prepared())
         try:
             async with asyncio.timeout(OPEN_S):
-                await asyncio.wait({opened, *self._keepers}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({prepared, *self._keepers}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise GatewayFailed(f"not all gateways serve after {OPEN_S:g} s") from None
+            raise GatewayFailed(f"not all gateways are ready after {OPEN_S:g} s") from None
         finally:
-            opened.cancel()
+            prepared.cancel()
         for keeper in self._keepers:
             if keeper.done():
                 keeper.result()
 
-    async def _all_opened(self) -> None:
+    async def _all_prepared(self) -> None:
         for each in self._siblings.values():
-            await each.opened.wait()
+            await each.prepared.wait()
+
+    def open(self) -> None:
+        """The first gateway serves: so may they."""
+        self._is_open = True
+        for each in self._siblings.values():
+            each.send(Open())
 
     def stop(self) -> None:
         """They begin to drain; told once more, they end at once."""
@@ -156,7 +164,7 @@ class Siblings:
         while not self._stopping:
             began = clock()
             code = await self._live(sibling)
-            has_served = has_served or sibling.opened.is_set()
+            has_served = has_served or sibling.prepared.is_set()
             self._lose(sibling)
             if self._stopping:
                 return
@@ -185,7 +193,7 @@ class Siblings:
 
     def _lose(self, sibling: Sibling) -> None:
         """Its process has ended; what it counted stays counted."""
-        sibling.opened.clear()
+        sibling.prepared.clear()
         sibling.process = None
         self._gone = added(self._gone, lasting(sibling.series))
         sibling.series = []
@@ -195,7 +203,7 @@ class Siblings:
         self._count()
 
     def _count(self) -> None:
-        self._metrics.gateways(1 + sum(each.opened.is_set() for each in self._siblings.values()))
+        self._metrics.gateways(1 + sum(each.prepared.is_set() for each in self._siblings.values()))
 
     # what they say
 
@@ -220,9 +228,11 @@ class Siblings:
 
     def _take(self, sibling: Sibling, message: FromSibling) -> None:
         match message:
-            case Opened():
-                sibling.opened.set()
+            case Prepared():
+                sibling.prepared.set()
                 self._count()
+                if self._is_open:
+                    sibling.send(Open())
             case Told():
                 self._know(sibling, message.series)
             case Answer():

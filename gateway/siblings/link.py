@@ -23,7 +23,8 @@ from gateway.siblings.messages import (
     FromSibling,
     Hello,
     Left,
-    Opened,
+    Open,
+    Prepared,
     Told,
     ToSibling,
     bodies,
@@ -49,6 +50,7 @@ class Link:
         self._metrics = metrics
         self._accounts = accounts
         self._timelines = timelines
+        self._may_open = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self, lost: Callable[[], None]) -> None:
@@ -67,8 +69,10 @@ class Link:
             counting.cancel()
         lost()
 
-    def opened(self) -> None:
-        self._send(Opened())
+    async def prepared(self) -> None:
+        """Returns when we may serve."""
+        self._send(Prepared())
+        await self._may_open.wait()
 
     async def close(self) -> None:
         """The last word."""
@@ -83,6 +87,8 @@ class Link:
 
     def _take(self, message: ToSibling) -> None:
         match message:
+            case Open():
+                self._may_open.set()
             case Ask(ask_id, None):
                 self._send(Answer(ask_id, series=self._metrics.series()))
             case Ask(ask_id, str(request_id), key):

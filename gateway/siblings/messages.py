@@ -53,8 +53,12 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     number: int
 
 
-class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
-    """It serves."""
+class Prepared(msgspec.Struct, frozen=True, array_like=True, tag="prepared"):
+    """It could serve, and waits for the word."""
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """Serve: the first gateway does, of which others need something now and then."""
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
@@ -90,8 +94,8 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     gateway: int
 
 
-FromSibling = Hello | Opened | Told | Answer | Charges
-ToSibling = Ask | Charges | Left
+FromSibling = Hello | Prepared | Told | Answer | Charges
+ToSibling = Open | Ask | Charges | Left
 
 _encoder = msgspec.msgpack.Encoder()
 from_sibling = msgspec.msgpack.Decoder(FromSibling)
