@@ -251,12 +251,25 @@ ROWS: Sequence[Row] = (
                 "cps",
             ),
             Panel(
-                "Gateway: processor",
-                [Query(f"rate(process_cpu_seconds_total{{{PICK}}}[{RATE}])", "{{instance}}")],
-                "percentunit",
+                "Gateways",
+                [
+                    Query(f"headrace_gateways{{{PICK}}}", "{{instance}}"),
+                    Query(f"increase(headrace_gateway_restarts_total{{{PICK}}}[{RATE}])", "{{instance}}: restarts"),
+                ],
+                about="Processes that serve HTTP, of those that --gateways asked for.",
             ),
-            Panel("Gateway: memory", [Query(f"process_resident_memory_bytes{{{PICK}}}", "{{instance}}")], "bytes"),
-            Panel("Gateway: open files", [Query(f"process_open_fds{{{PICK}}}", "{{instance}}")]),
+            Panel(
+                "Gateway: processor",
+                [Query(f"rate(process_cpu_seconds_total{{{PICK}}}[{RATE}])", "{{instance}} {{gateway}}")],
+                "percentunit",
+                about="Of one core. Near 1, --gateways should be more.",
+            ),
+            Panel(
+                "Gateway: memory",
+                [Query(f"process_resident_memory_bytes{{{PICK}}}", "{{instance}} {{gateway}}")],
+                "bytes",
+            ),
+            Panel("Gateway: open files", [Query(f"process_open_fds{{{PICK}}}", "{{instance}} {{gateway}}")]),
             Panel(
                 "GPU memory",
                 [

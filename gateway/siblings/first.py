@@ -137,7 +137,8 @@ class Siblings:
 
     async def close(self, drain_timeout_s: float) -> None:
         """Waits for their end, then makes it."""
-        self.stop()
+        if not self._stopping:
+            self.stop()
         tasks = {task for task in (*self._keepers, self._teller) if task is not None}
         if self._teller is not None:
             self._teller.cancel()
@@ -187,8 +188,8 @@ class Siblings:
         )
         assert process.stdin
         process.stdin.write(msgspec.json.encode(self._setup(sibling.number)) + b"\n")
-        if self._stopping:
-            self.stop()
+        if self._stopping:  # meanwhile
+            process.terminate()
         return await process.wait()
 
     def _lose(self, sibling: Sibling) -> None:

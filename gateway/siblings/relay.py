@@ -71,6 +71,7 @@ class _Passage:
         self._send = send
         self._http = h11.Connection(h11.CLIENT)
         self._has_begun = False
+        self._has_left = False  # the client
 
     async def run(self, scope: Scope, receive: Receive) -> None:
         self._write(_request(scope))
@@ -78,6 +79,8 @@ class _Passage:
         try:
             await self._answer()
         except (h11.RemoteProtocolError, OSError) as error:
+            if self._has_left:
+                return
             if self._has_begun:
                 raise BrokenAnswer from error
             _log.warning("the first gateway did not answer %s: %s", scope["path"], error)
@@ -100,6 +103,7 @@ class _Passage:
                     await self._writer.drain()
                 if not message.get("more_body", False):
                     self._write(h11.EndOfMessage())
+        self._has_left = True
         self._writer.transport.abort()
 
     async def _answer(self) -> None:

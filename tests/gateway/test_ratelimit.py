@@ -203,3 +203,56 @@ def test_new_limits_begin_a_new_account() -> None:
 )
 def test_durations_are_as_go_writes_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def exchanged(gateways: list[Accounts], now: float) -> None:
+    """All tell all what they do not know yet."""
+    for number, each in enumerate(gateways):
+        told = each.take_spent(now)
+        for other in gateways:
+            if other is not each:
+                other.charge(number, told, now)
+
+
+def test_what_is_spent_at_one_gateway_is_spent_at_all() -> None:
+    limits, client = RateLimits(rpm=10, tpm=100, concurrency=2), b"key"
+    here, there = gateways = [Accounts(), Accounts()]
+    meter = Meter()
+    open_here = visit(here.of(client, limits, NOW), meter=meter)
+    meter.used_tokens = 30
+    exchanged(gateways, NOW)
+    shown = there.of(client, limits, NOW).headers(NOW)
+    assert (shown["x-ratelimit-remaining-requests"], shown["x-ratelimit-remaining-tokens"]) == ("9", "70")
+    visit(there.of(client, limits, NOW))
+    assert refusal(there.of(client, limits, NOW)).kind == "concurrency"  # one is open here
+    here.of(client, limits, NOW).leave(open_here, NOW)
+    exchanged(gateways, NOW)
+    visit(there.of(client, limits, NOW))
+    exchanged(gateways, NOW)
+    assert refusal(here.of(client, limits, NOW)).kind == "concurrency"  # two are open there
+    here.lose(1)  # and went with that gateway
+    visit(here.of(client, limits, NOW))
+
+
+def test_gateways_agree_on_what_is_left() -> None:
+    limits, client = RateLimits(rpm=60), b"key"
+    gateways = [Accounts() for _ in range(4)]
+    for number in range(20):
+        gateways[number % 3].of(client, limits, NOW).enter(Meter(), NOW)
+        if number % 5 == 0:
+            exchanged(gateways, NOW)
+    exchanged(gateways, NOW)
+    exchanged(gateways, NOW)  # nothing twice
+    left = {each.of(client, limits, NOW).headers(NOW)["x-ratelimit-remaining-requests"] for each in gateways}
+    assert left == {"40"}
+
+
+def test_an_account_that_others_count_open_requests_of_is_not_forgotten() -> None:
+    limits = RateLimits(concurrency=1)
+    here, there = gateways = [Accounts(), Accounts()]
+    opened = visit(here.of(b"key", limits, NOW))
+    exchanged(gateways, NOW)
+    here.of(b"key", limits, NOW).leave(opened, NOW)
+    here.of(b"another", limits, NOW)  # forgets the blank ones
+    exchanged(gateways, NOW)
+    visit(there.of(b"key", limits, NOW))
