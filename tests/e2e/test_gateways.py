@@ -110,8 +110,10 @@ def test_a_new_engine_is_found_by_all(several: RunningServer) -> None:
 
 def test_limits_hold_over_all_and_a_drain_waits_for_all(gguf_path: Path, tmp_path: Path) -> None:
     most = 9
-    with serving(tmp_path, "--gateways", str(NUM), "--limit-concurrency", str(most)) as server:
-        body = {"model": MODEL, "prompt": "Hi", "max_tokens": 400, "temperature": 0, "stream": True, "ignore_eos": True}
+    with serving(
+        tmp_path, "--gateways", str(NUM), "--limit-concurrency", str(most), "--drain-timeout", "100"
+    ) as server:
+        body = {"model": MODEL, "prompt": "Hi", "max_tokens": 120, "temperature": 0, "stream": True, "ignore_eos": True}
 
         def stream(number: int) -> str:
             return httpx.post(f"{server.api}/completions", json=body, timeout=PATIENCE_S).text
