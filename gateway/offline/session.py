@@ -102,8 +102,8 @@ class Session:
             except LLMError as error:
                 ended[place] = error
                 if error.code in FATAL:
-                    ended[:] = [error if each is None else each for each in ended]
-                    return
+                    for left, _ in todo:
+                        ended[left] = error
 
     async def _run(self, ask: Ask, tally: Tally) -> Result:
         exchange = self._exchange()
