@@ -114,6 +114,14 @@ def test_stop_strings(llm: LLM) -> None:
     assert result.text == " four, five,"
 
 
+def test_ignore_eos(llm: LLM) -> None:
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    ended = llm.chat(MESSAGES, **asked)
+    on = llm.chat(MESSAGES, **asked, ignore_eos=True)
+    assert (ended.finish_reason, on.finish_reason) == ("stop", "length")
+    assert len(ended.token_ids) < 12 == len(on.token_ids) and on.token_ids[: len(ended.token_ids)] == ended.token_ids
+
+
 def test_logprobs_are_the_servers(llm: LLM, server: RunningServer) -> None:
     result = llm.generate(PROMPTS[0], max_tokens=5, temperature=0, logprobs=2, prompt_logprobs=1)
     told = completion(server, prompt=PROMPTS[0], max_tokens=5, temperature=0, logprobs=2)["choices"][0]["logprobs"]
@@ -370,12 +378,20 @@ def test_ctrl_c_during_the_start(gguf_path: Path, tmp_path: Path) -> None:
     leaves_nothing(program, engine)
 
 
-def test_the_page_has_an_example_that_runs(gguf_path: Path) -> None:
-    page = (ROOT / "docs" / "offline.md").read_text()
-    example = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert example is not None
+def examples() -> list[str]:
+    pages = (ROOT / "docs" / "offline.md", ROOT / "README.md")
+    blocks = [block for page in pages for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    return [block for block in blocks if "from gateway import" in block]
+
+
+def test_there_are_examples_on_both_pages() -> None:
+    assert len(examples()) == 3
+
+
+@pytest.mark.parametrize("example", examples())
+def test_examples_run(gguf_path: Path, example: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example[1]],
+        [sys.executable, "-W", "error", "-c", example],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -383,4 +399,4 @@ def test_the_page_has_an_example_that_runs(gguf_path: Path) -> None:
         timeout=PATIENCE_S,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "Paris" in ended.stdout
+    assert ended.stdout.strip()
