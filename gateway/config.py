@@ -250,6 +250,14 @@ def load_config(given: Mapping[str, str | bool], file: Path | None = None) -> Co
     return _convert({**preset, **values}, strict=False, naming=_flag)
 
 
+def config_of(options: Mapping[str, Any]) -> Config:
+    """Of a Python program: by name, numbers as numbers, sizes also as text. Raises ConfigError."""
+    _check_names(options, "option", "")
+    values = {name: _size_or_text(name, value, name) for name, value in options.items()}
+    preset = PRESETS.get(str(values.get("limits")), {})
+    return _convert({**preset, **values}, strict=False, naming=str)
+
+
 def log_format_of(given: Mapping[str, str | bool], file: Path | None) -> Literal["text", "json"]:
     """As far as it can be told where something else is wrong: it says how to complain of that."""
     wanted = given.get("log_format")
@@ -276,14 +284,18 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} is not TOML: {error}") from error
-    names = [option.name for option in options()]
-    for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(key.replace("-", "_"), names, 1)
-            raise ConfigError(f"unknown key {key!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    _check_names(table, "key", f" in {path}")
     values = {name: _size_or_text(name, value, naming(name)) for name, value in table.items()}
     _convert(values, strict=True, naming=naming)  # so that an error names the file
     return values
+
+
+def _check_names(given: Mapping[str, Any], what: str, where: str) -> None:
+    names = [option.name for option in options()]
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(key.replace("-", "_"), names, 1)
+            raise ConfigError(f"unknown {what} {key!r}{where}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _size_or_text(name: str, value: Any, shown: str) -> Any:

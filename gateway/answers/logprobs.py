@@ -22,6 +22,10 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
+def token_text(token: int, tokenizer: Tokenizer) -> str:
+    return _text(_bytes(token, tokenizer))
+
+
 def chat_logprobs(marks: Sequence[Mark], tokenizer: Tokenizer) -> ChatLogprobs:
     return ChatLogprobs([_chat_entry(mark, tokenizer) for mark in marks])
 

@@ -94,7 +94,7 @@ class ChatWire:
             first = position == 0
             yield ChatChunkChoice(index, each, logprobs if first else None, None, token_ids=ids if first else UNSET)
         if delta.finish is not None:
-            finish = _finish(delta, state.has_calls)
+            finish = finish_of(delta, state.has_calls)
             yield ChatChunkChoice(index, _EMPTY, None, finish, delta.stop)
 
     def ending(self, usage: Usage, laps: Laps) -> bytes:
@@ -120,7 +120,7 @@ class ChatWire:
     def _whole_choice(self, delta: Delta) -> ChatChoice:
         parts = self._parts(delta)
         has_calls = any(isinstance(part, CallStart) for part in parts)
-        finish = _finish(delta, has_calls)
+        finish = finish_of(delta, has_calls)
         ids = delta.tokens if self.wants.token_ids else UNSET
         return ChatChoice(delta.index, message(parts), self._logprobs_of(delta), finish, delta.stop, ids)
 
@@ -139,7 +139,7 @@ def answer_parts(delta: Delta, reasoning: bool = True) -> list[Part]:
     return parts if reasoning else [part for part in parts if not isinstance(part, Reasoning)]
 
 
-def _finish(delta: Delta, has_calls: bool) -> WireFinish:
+def finish_of(delta: Delta, has_calls: bool) -> WireFinish:
     assert delta.finish is not None
     return "tool_calls" if has_calls and delta.finish == "stop" else delta.finish
 
