@@ -36,6 +36,7 @@ ENDPOINTS = frozenset(
         "dashboard",
         "detokenize",
         "embeddings",
+        "generate",
         "health",
         "messages",
         "metrics",

@@ -67,7 +67,9 @@ def serve(config: Config, around: Surroundings) -> int:
         check_spans(config)
         listener = bind(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
-            request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
+            request = ModelRequest(
+                config.model, config.served_model_name, config.load_format == "dummy", config.tokenizer
+            )
             resolved = resolve_model(request, around.environ, display.report)
             return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
     finally:
@@ -94,6 +96,10 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     spans: Spans | None = None
     try:
         ready, model, loading_s = await _start(plan, supervisor, signals, display)
+        if plan.resolved.tokenizer is not None:
+            from gateway.model.load import fitted
+
+            model = fitted(model, ready.vocab_size, ready.max_model_len)
         display.close()
         metrics.model = model.name
         if plan.config.vllm_metric_names:
