@@ -62,12 +62,14 @@ def shell(server: RunningServer, command: str) -> subprocess.CompletedProcess[st
 
 
 @torch.inference_mode()
-def continued(oracle: RosellmOracle, texts: Tokenizer, count: int) -> str:
+def continued(oracle: RosellmOracle, texts: Tokenizer) -> tuple[str, int]:
+    """The greedy answer and its tokens: 20 or more, until they do not end in half a character."""
     ids = texts.encode(PROMPT).ids
-    start = len(ids)
-    for _ in range(count):
+    start, text = len(ids), ""
+    while len(ids) < start + 20 or text.endswith("\ufffd"):
         ids.append(int(oracle(torch.tensor(ids))[-1].argmax()))
-    return texts.decode(ids[start:])
+        text = texts.decode(ids[start:])
+    return text, len(ids) - start
 
 
 def test_the_first_call_of_the_tutorial_answers_json(server: RunningServer) -> None:
@@ -85,11 +87,11 @@ def test_the_second_call_of_the_tutorial_answers_plain_text(server: RunningServe
 def test_without_sampling_the_text_is_that_of_the_model(
     server: RunningServer, oracle: RosellmOracle, texts: Tokenizer
 ) -> None:
-    expected = continued(oracle, texts, 24)
-    body: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 24, "stop_on_eos": False}
+    expected, count = continued(oracle, texts)
+    body: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": count, "stop_on_eos": False}
     assert server.post("/generate", body).json() == {"text": PROMPT + expected}
     assert server.post("/generate", {**body, "stream": True}).text == expected
-    openai = {"prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "temperature": 0, "model": "gpt2_tiny"}
+    openai = {"prompt": PROMPT, "max_tokens": count, "ignore_eos": True, "temperature": 0, "model": "gpt2_tiny"}
     assert server.post("/v1/completions", openai).json()["choices"][0]["text"] == expected
 
 
@@ -124,7 +126,6 @@ def test_curl_sees_that_a_stream_broke(server: RunningServer) -> None:
     assert process.returncode == 18, complaint  # transfer closed with outstanding read data remaining
     assert b'"error"' not in rest
     eventually(lambda: server.get("/ready").status_code == 200, "the engine is back")
-    assert server.metrics()["requests_total{endpoint=generate,outcome=engine_lost}"] in (0, 1)
 
 
 def test_a_checkpoint_that_is_none_is_one_line(files: Path, tmp_path: Path) -> None:
