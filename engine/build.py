@@ -22,9 +22,8 @@ from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.loaders.gguf import GgufCheckpoint
 from engine.models import products
-from engine.models.decoder import Decoder
-from engine.models.spec import ModelSpec
-from engine.models.weights import Weights, num_weights
+from engine.models.family import FamilyWeights, family_of, num_parameters
+from engine.models.spec import Shape
 from engine.native import choice, library
 from engine.native import weights as native_weights
 from engine.native.decoder import NativeDecoder
@@ -74,6 +73,8 @@ def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Executor, Re
     attention = choose_attention(config.attention, host)
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
+    if attention is None and not family_of(checkpoint.spec).has_kernels:
+        attention = _without_kernels(config.attention, checkpoint.spec)
     try:
         return _build(config, host, attention, checkpoint, phases)
     except torch.OutOfMemoryError as error:
@@ -117,7 +118,7 @@ class Parts:
     working_bytes: int = 0  # of what else the device holds, where that was measured
 
 
-def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Weights, phases: Phases) -> Parts:
+def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Any, phases: Phases) -> Parts:
     from engine.cuda import build as cuda  # Triton is there on machines with a GPU only
 
     model = cuda.Model(checkpoint.spec, weights, checkpoint.rope_factors)
@@ -136,15 +137,15 @@ def _build_portable(
     host: Host,
     attention: AttentionBackend[Any],
     checkpoint: Checkpoint,
-    weights: Weights,
+    weights: FamilyWeights,
     phases: Phases,
 ) -> Parts:
     if products.can_pack(host.device, host.dtype):
         with phases.phase("packing weights"):
-            products.pack(weights)
+            family_of(checkpoint.spec).pack(weights)
     with phases.phase("allocating the KV cache"):
         limits, cache = _allocate_cache(config, checkpoint, host, 0)
-    decoder = Decoder(checkpoint.spec, weights, cache, attention, limits.max_model_len, checkpoint.rope_factors)
+    decoder = family_of(checkpoint.spec).decoder(checkpoint, weights, cache, attention, limits.max_model_len)
     max_blocks = -(-limits.max_model_len // limits.block_size)
     rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
     runner = Runner(decoder, rows, limits.block_size, host.device)
@@ -160,7 +161,7 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
         return None
     if not isinstance(checkpoint, GgufCheckpoint) or not checkpoint.is_quantised:
         return None
-    if not native_weights.fits(checkpoint.spec, config.block_size):
+    if not (family_of(checkpoint.spec).has_kernels and native_weights.fits(checkpoint.spec, config.block_size)):
         return None
     variant = library.best()
     if variant is None and library.could_run():
@@ -176,7 +177,7 @@ def native_wins(host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Ph
     """By a short measurement, which the log tells of. Raises ModelRefused for tensors that are missing or unknown."""
     checkpoint.check()
     dtype = _name(host.dtype)
-    needed, free = num_weights(checkpoint.spec) * host.dtype.itemsize, available_bytes()
+    needed, free = num_parameters(checkpoint.spec) * host.dtype.itemsize, available_bytes()
     if needed > CPU_WIDENED_SHARE * free:
         log.info(
             "quantised weights run as they are: widened to %s they would take %.1f GiB of %.1f",
@@ -222,7 +223,7 @@ def _set_threads(host: Host) -> None:
         numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
 
 
-def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> Weights:
+def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> FamilyWeights:
     return load(checkpoint, host.dtype, host.device, report)
 
 
@@ -256,7 +257,16 @@ def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
     return SdpaAttention()
 
 
-def _limits(config: EngineConfig, spec: ModelSpec, host: Host) -> Limits:
+def _without_kernels(name: str, spec: Shape) -> AttentionBackend[Any]:
+    """Plain torch, for what engine/cuda does not compute."""
+    if name == "triton":
+        raise ModelRefused(f"--attention triton does not compute {spec.architecture}; use --attention sdpa")
+    from engine.attention.sdpa import SdpaAttention
+
+    return SdpaAttention()
+
+
+def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
     """As wanted, whatever the cache will hold."""
     on_cpu = host.device.type == "cpu"
     wanted = config.max_model_len or spec.context_length
@@ -303,11 +313,11 @@ def _cache_budget(config: EngineConfig, host: Host, working: int) -> int:
     return budget
 
 
-def _check_weights_fit(config: EngineConfig, spec: ModelSpec, host: Host) -> None:
+def _check_weights_fit(config: EngineConfig, spec: Shape, host: Host) -> None:
     if host.device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(host.device)
-    needed = num_weights(spec) * host.dtype.itemsize
+    needed = num_parameters(spec) * host.dtype.itemsize
     allowed = free - (1 - config.gpu_memory_fraction) * total
     if needed > allowed:
         raise OutOfMemory(
@@ -339,7 +349,7 @@ def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases) -> 
         num_blocks=parts.cache.num_blocks,
         max_seqs=limits.max_seqs,
         max_step_tokens=limits.max_step_tokens,
-        num_parameters=num_weights(checkpoint.spec),
+        num_parameters=num_parameters(checkpoint.spec),
         weights_bytes=parts.weights_bytes,
         kv_cache_bytes=parts.cache.num_bytes,
         working_bytes=parts.working_bytes,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import OutOfMemory
-from engine.models.spec import ModelSpec
+from engine.models.spec import Shape
 from engine.pages import zero_pages
 
 RESERVED_BLOCKS = 2  # block 0: zeros that padding reads; block 1: where padding writes
@@ -34,12 +34,12 @@ class KVCache:
         return sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in self.layers)
 
 
-def block_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
+def block_bytes(spec: Shape, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers."""
     return 2 * spec.num_layers * spec.kv_size * block_size * dtype.itemsize
 
 
-def num_blocks_for(spec: ModelSpec, block_size: int, dtype: torch.dtype, budget_bytes: int, max_model_len: int) -> int:
+def num_blocks_for(spec: Shape, block_size: int, dtype: torch.dtype, budget_bytes: int, max_model_len: int) -> int:
     """Blocks that the budget pays for, not more than 256 full contexts would need.
 
     Raises OutOfMemory where not even one block beside the reserved ones fits.
@@ -54,7 +54,7 @@ def num_blocks_for(spec: ModelSpec, block_size: int, dtype: torch.dtype, budget_
     return int(blocks)
 
 
-def allocate(spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+def allocate(spec: Shape, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
     """Zeroed."""
     shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
     layers = [LayerKV(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.num_layers)]

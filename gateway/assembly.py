@@ -25,7 +25,7 @@ from gateway.metrics import Metrics
 from gateway.model.load import load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
-from gateway.services import HttpSettings, Services
+from gateway.services import GenerateDefaults, HttpSettings, Services
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 
@@ -34,7 +34,7 @@ YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
 def load(resolved: ResolvedModel, config: Config) -> ServedModel:
     created = int(resolved.path.stat().st_mtime)
-    return load_served_model(resolved.path, resolved.name, created, config.tool_parser)
+    return load_served_model(resolved.path, resolved.name, created, config.tool_parser, resolved.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +112,11 @@ def http_settings(config: Config) -> HttpSettings:
         responses_store=config.responses_store,
         responses_store_bytes=config.responses_store_memory,
         max_background=config.max_background,
+        generate=GenerateDefaults(
+            temperature=config.generate_temperature,
+            top_k=config.generate_top_k,
+            top_p=config.generate_top_p,
+            stop_on_eos=config.generate_stop_on_eos,
+            do_sample=config.generate_do_sample,
+        ),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from getpass import getpass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,9 @@ from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
 from gateway.http.port import BindError
 from gateway.logs import LogFormat, complain, configure_logging
+from gateway.roseinfer.flags import FLAGS, UNUSED_FLAGS, translated
 
+log = logging.getLogger("headrace.cli")
 METAVARS = {"text": "TEXT", "integer": "N", "number": "X", "size": "SIZE"}
 
 app = typer.Typer(
@@ -46,7 +49,22 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def serve(**given: str | bool | None) -> None:
     """Serve a model. Each option is also a HEADRACE_* variable and a key of the --config file."""
-    values = {name: value for name, value in given.items() if value is not None}
+    _serve({name: value for name, value in given.items() if value is not None})
+
+
+def roseinfer(**given: str | bool | None) -> None:
+    """Serve a checkpoint with the flags of roseinfer's server; POST /generate is there. All options of serve are taken
+    too, and so are roseinfer's other flags, of which it is told that they have no effect."""
+    typed = {name: value for name, value in given.items() if value is not None}
+    try:
+        values, notes = translated(typed)
+    except ConfigError as error:
+        raise typer.Exit(_complain(str(error), 2)) from error
+    _serve(values, notes)
+
+
+def _serve(values: dict[str, str | bool], notes: Sequence[str] = ()) -> None:
+    """notes: for the log, once there is one."""
     named = values.pop(CONFIG_FLAG.name, None)
     file = Path(str(named)) if named else None
     try:
@@ -55,7 +73,7 @@ def serve(**given: str | bool | None) -> None:
         form = log_format_of(values, file)
         configure_logging("info", form)
         raise typer.Exit(_complain(str(error), 2, form)) from error
-    raise typer.Exit(_run(config))
+    raise typer.Exit(_run(config, notes))
 
 
 def hash_key() -> None:
@@ -88,7 +106,7 @@ def top(
         raise typer.Exit from None
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, notes: Sequence[str] = ()) -> int:
     # imported here: --help need not wait for the whole server
     from gateway.http.keys import KeysError
     from gateway.serve import Stopped, Surroundings, serve
@@ -96,6 +114,8 @@ def _run(config: Config) -> int:
 
     form = config.log_format
     configure_logging(config.log_level, form)
+    for note in notes:
+        log.warning("%s", note)
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes signals over
     around = Surroundings(dict(os.environ), out=Console(), progress=Console(stderr=True))
     try:
@@ -121,11 +141,12 @@ def _complain(message: str, code: int, form: LogFormat = "text") -> int:
     return code
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, *, has_variable: bool = True, hidden: bool = False) -> inspect.Parameter:
     is_switch = option.kind == "switch"
     declared = typer.Option(
         option.flags,
-        envvar=option.variable,
+        envvar=option.variable if has_variable else None,
+        hidden=hidden,
         help=option.description + (f" One of {', '.join(option.choices)}." if option.choices else ""),
         show_default=option.shown_default or False,
         metavar=None if is_switch else METAVARS.get(option.kind, "NAME"),
@@ -134,15 +155,21 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` the parameters that typer makes flags of: one for each option of Config."""
-    parameters = [_parameter(option) for option in [CONFIG_FLAG, *options()]]
+def _with_options(command: Callable[..., None], before: Sequence[inspect.Parameter] = ()) -> Callable[..., None]:
+    """Gives `command` the parameters that typer makes flags of: those `before`, and one for each option of Config."""
+    parameters = [*before, *(_parameter(option) for option in [CONFIG_FLAG, *options()])]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
+def _roseinfer_parameters() -> list[inspect.Parameter]:
+    shown = [_parameter(option, has_variable=False) for option in FLAGS]
+    return shown + [_parameter(option, has_variable=False, hidden=True) for option in UNUSED_FLAGS]
+
+
 app.command("serve")(_with_options(serve))
+app.command("roseinfer")(_with_options(roseinfer, _roseinfer_parameters()))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
 app.command("top")(top)

@@ -51,11 +51,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: Annotated[
         str,
         Meta(
-            description="A .gguf file, a folder with config.json and *.safetensors, org/name on the hub, "
-            "or the default, which is fetched on first use."
+            description="A .gguf file, a folder with config.json and *.safetensors, org/name on the hub, a rosellm "
+            "checkpoint (.pt), or the default, which is fetched on first use."
         ),
     ] = DEFAULT_MODEL.name
     served_model_name: Annotated[str, Meta(description="Name that clients use; empty: taken from the model.")] = ""
+    tokenizer: Annotated[
+        str,
+        Meta(
+            description="Folder or name on the hub whose tokenizer is used; empty: the model's own. A rosellm "
+            "checkpoint (.pt) has none."
+        ),
+    ] = ""
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes, for tests.")
     ] = "auto"
@@ -122,6 +129,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ""
     responses_store_memory: Annotated[Size, Meta(description="Most memory of the kept responses.")] = 64 << 20
     max_background: Annotated[Count, Meta(description="Most responses that run in the background.")] = 64
+
+    generate_do_sample: Annotated[
+        bool, Meta(description="POST /generate draws tokens where a request does not say; otherwise the most likely.")
+    ] = False
+    generate_stop_on_eos: Annotated[bool, Meta(description="There, likewise, the end of a text ends the answer.")] = (
+        True
+    )
+    generate_temperature: Annotated[float, Meta(ge=0, le=2, description="Its temperature, likewise.")] = 1.0
+    generate_top_k: Annotated[CountOrAuto, Meta(description="Its top_k, likewise; 0: off.")] = 0
+    generate_top_p: Annotated[float, Meta(ge=0, le=1, description="Its top_p, likewise; 0 and 1: off.")] = 1.0
 
     device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[

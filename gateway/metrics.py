@@ -38,6 +38,7 @@ ENDPOINTS = frozenset(
         "dashboard",
         "detokenize",
         "embeddings",
+        "generate",
         "health",
         "messages",
         "metrics",

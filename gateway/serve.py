@@ -27,7 +27,7 @@ from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
 from gateway.siblings.first import Siblings
-from gateway.siblings.messages import HTTP, Setup
+from gateway.siblings.messages import HTTP, Model, Setup
 from gateway.startup import Display, Started, print_summary
 from gateway.startup_log import PhaseLog, ready_line
 from scheduler.protocol import EngineConfig, Progress, Ready
@@ -71,11 +71,12 @@ def serve(config: Config, around: Surroundings) -> int:
         keys = keys_of(config, around.clock)
         check_spans(config)
         check_gateways(config)
-        listener = (bind if config.gateways == 1 else bind_shared)(
-            config.host, config.port
-        )  # before the model: a busy port is told at once
+        bound = bind if config.gateways == 1 else bind_shared
+        listener = bound(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
-            request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
+            request = ModelRequest(
+                config.model, config.served_model_name, config.load_format == "dummy", config.tokenizer
+            )
             resolved = resolve_model(request, around.environ, display.report)
             return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
     finally:
@@ -104,6 +105,10 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     spans: Spans | None = None
     try:
         ready, model, loading_s = await _start(plan, supervisor, siblings, signals, display)
+        if plan.resolved.tokenizer is not None:
+            from gateway.model.load import fitted
+
+            model = fitted(model, ready.vocab_size, ready.max_model_len)
         display.close()
         metrics.model = model.name
         if plan.config.vllm_metric_names:
@@ -232,8 +237,7 @@ def siblings_of(plan: _Plan, folder: Path, metrics: Metrics) -> Siblings:
     port = plan.listener.getsockname()[1]
 
     def setup(number: int) -> Setup:
-        told = (str(folder), str(resolved.path.resolve()), resolved.format, resolved.name)
-        return Setup(number, plan.config, plan.config.host, port, *told)
+        return Setup(number, plan.config, plan.config.host, port, str(folder), Model.of(resolved))
 
     return Siblings(setup, plan.config.gateways, folder, metrics, plan.around.environ)
 

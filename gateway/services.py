@@ -29,6 +29,17 @@ def installed_version() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerateDefaults:
+    """Of POST /generate; named as its fields are."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # off
+    top_p: float = 1.0
+    stop_on_eos: bool = True
+    do_sample: bool = False  # the most likely token
+
+
+@dataclass(frozen=True, slots=True)
 class HttpSettings:
     max_body_bytes: int = 16 << 20
     body_timeout_s: float = 30.0  # for the whole body to arrive: 408 after it
@@ -58,6 +69,7 @@ class HttpSettings:
     responses_store: int = 1000  # responses that are kept; 0: none
     responses_store_bytes: int = 64 << 20  # of them all
     max_background: int = 64  # responses that run in the background
+    generate: GenerateDefaults = field(default_factory=GenerateDefaults)
 
 
 @dataclass(frozen=True, slots=True)

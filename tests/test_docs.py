@@ -24,6 +24,14 @@ def test_the_map_is_short_around_its_list_of_modules() -> None:
     assert len([line for line in STRUCTURE.splitlines() if not line.startswith("* ")]) < 80
 
 
+def test_tests_that_the_seeds_page_names_are_there() -> None:
+    page = (ROOT / "docs" / "seeds.md").read_text()
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page)
+    assert named
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).exists(), (file, name)
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelRefused
-from engine.models.spec import ModelSpec
-from engine.models.weights import Weights, allocate, arrange, destinations
+from engine.models.family import FamilyWeights, family_of
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Checkpoint(Protocol):
-    spec: ModelSpec
+    @property
+    def spec(self) -> Any:
+        """A Shape, of a type that engine.models.family knows."""
+
     rope_factors: Tensor | None  # divisors of the rotary frequencies that the file itself holds
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
@@ -27,7 +29,7 @@ class Checkpoint(Protocol):
         """
 
 
-def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"], seed: int) -> Checkpoint:
+def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy", "rosellm"], seed: int) -> Checkpoint:
     """Reads headers only. Raises ModelRefused, in one line, for what cannot be served."""
     if format == "gguf":
         from engine.loaders.gguf import GgufCheckpoint
@@ -37,15 +39,20 @@ def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"],
         from engine.loaders.dummy import DummyCheckpoint
 
         return DummyCheckpoint(path, seed)
+    if format == "rosellm":
+        from engine.loaders.rosellm import RosellmCheckpoint
+
+        return RosellmCheckpoint(path)
     from engine.loaders.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, report: Report) -> Weights:
-    weights = allocate(checkpoint.spec, dtype, device)
-    checkpoint.read_into(destinations(checkpoint.spec, weights), report)
-    arrange(checkpoint.spec, weights)
+def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, report: Report) -> FamilyWeights:
+    family = family_of(checkpoint.spec)
+    weights: FamilyWeights = family.allocate(checkpoint.spec, dtype, device)
+    checkpoint.read_into(family.destinations(checkpoint.spec, weights), report)
+    family.arrange(checkpoint.spec, weights)
     return weights
 
 

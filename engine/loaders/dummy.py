@@ -22,27 +22,29 @@ from torch import Tensor
 
 from engine.loaders.checkpoint import Report
 from engine.loaders.safetensors import read_json
-from engine.models.spec import ModelSpec, spec_from_config
+from engine.models.family import read_config
+from engine.models.spec import Shape
 from engine.noise import MIX_1, MIX_2, row_key
 
 STD = 0.02  # the usual initialisation of these families
 SCALE = float(np.float32(STD * math.sqrt(12) / 2**24))
 CPU_CHUNK = 1 << 15  # elements at a time: what caches hold, and torch computes with one thread, without waits
 GPU_CHUNK = 1 << 22
+LAYER_NORMS = ("ln_1.weight", "ln_2.weight", "ln_f.weight")  # of GPT-2
 
 
 class DummyCheckpoint:
     rope_factors: Tensor | None = None
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.spec: ModelSpec = spec_from_config(read_json(folder / "config.json"))
+        self.spec: Shape = read_config(read_json(folder / "config.json"))
         self._seed = seed
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
         done, total = 0, sum(view.nbytes for view in table.values())
         rng: _Generator | None = None
         for name, view in table.items():
-            if "norm" in name:
+            if "norm" in name or name.endswith(LAYER_NORMS):
                 view.fill_(1)
             else:
                 rng = rng or _Generator(view.device)

@@ -15,8 +15,10 @@ from engine.errors import ModelRefused
 from engine.loaders.blocks import Codes, codes_of, quantise
 from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.gguf_file import GgufFile
+from engine.models import gpt2
+from engine.models.family import family_of
+from engine.models.gpt2 import Gpt2Spec
 from engine.models.spec import SMOLLM3_NOPE_STEP, ModelSpec, RopeScaling
-from engine.models.weights import allocate, destinations
 
 # Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
 # which the half-split convention of the forward pass needs put back in order.
@@ -42,15 +44,29 @@ LAYER_NAMES = {
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FACTORS = "rope_freqs.weight"
 
+GPT2 = "gpt2"
+GPT2_LAYER_NAMES = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+GPT2_TOP_NAMES = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"}
+
 
 class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
-        self.spec = _spec(_Metadata(self._file), self._file)
+        meta = _Metadata(self._file)
+        self._is_gpt2 = meta.architecture == GPT2
+        self.spec: Any = _gpt2_spec(meta, self._file) if self._is_gpt2 else _spec(meta, self._file)
+        self._interleaved = not self._is_gpt2 and ARCHITECTURES[meta.architecture]["interleaved"]
         self.rope_factors = self._read(ROPE_FACTORS) if ROPE_FACTORS in self._file.tensors else None
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
-        tensors = {hf_name(name): tensor for name, tensor in self._file.tensors.items()}
+        tensors = {self._name(name): tensor for name, tensor in self._file.tensors.items()}
         self._check_names(table)
         done, total = 0, sum(tensors[name].num_bytes for name in table)
         for name, tensor in tensors.items():
@@ -67,8 +83,10 @@ class GgufCheckpoint:
 
     def check(self) -> None:
         """Raises ModelRefused unless the tensors are those of the architecture."""
-        table = destinations(self.spec, allocate(self.spec, torch.float32, torch.device("meta")))
-        self._check_names(table)
+        family = family_of(self.spec)
+        self._check_names(
+            family.destinations(self.spec, family.allocate(self.spec, torch.float32, torch.device("meta")))
+        )
 
     def codes(self, name: str) -> Codes:
         """A matrix by its GGUF name: as its blocks have it, or quantised anew."""
@@ -85,7 +103,7 @@ class GgufCheckpoint:
         return np.ascontiguousarray(self._in_order(name).numpy())
 
     def _check_names(self, table: Mapping[str, Tensor]) -> None:
-        shapes = {hf_name(name): tensor.shape for name, tensor in self._file.tensors.items()}
+        shapes = {self._name(name): tensor.shape for name, tensor in self._file.tensors.items()}
         check_names(table, shapes, lambda name: name == ROPE_FACTORS)
 
     def _in_order(self, name: str) -> Tensor:
@@ -93,13 +111,16 @@ class GgufCheckpoint:
         return self._half_split(name, self._read(name))
 
     def _half_split(self, name: str, values: Tensor) -> Tensor:
-        if not ARCHITECTURES[_Metadata(self._file).architecture]["interleaved"]:
+        if not self._interleaved:
             return values
         if name.endswith((".attn_q.weight", ".attn_q.bias")):
             return half_split(values, self.spec.num_heads)
         if name.endswith((".attn_k.weight", ".attn_k.bias")):
             return half_split(values, self.spec.num_kv_heads)
         return values
+
+    def _name(self, name: str) -> str:
+        return gpt2_name(name) if self._is_gpt2 else hf_name(name)
 
     def _read(self, name: str) -> Tensor:
         return torch.from_numpy(self._file.values(self._file.tensors[name]))
@@ -124,10 +145,9 @@ def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
     tensors = file.tensors
     flags = ARCHITECTURES.get(meta.architecture)
     if flags is None:
-        supported = ", ".join(sorted(ARCHITECTURES))
+        supported = ", ".join(sorted([*ARCHITECTURES, GPT2]))
         raise ModelRefused(f"GGUF architecture {meta.architecture!r} is not supported; supported: {supported}")
-    if "token_embd.weight" not in tensors:
-        raise ModelRefused("the checkpoint lacks 1 tensor: token_embd.weight")
+    vocab_size = _vocab_size(file)
     heads, layers, hidden = meta.own("attention.head_count"), meta.own("block_count"), meta.own("embedding_length")
     head_dim = meta.own("attention.key_length", hidden // heads)
     if meta.own("rope.dimension_count", head_dim) != head_dim:
@@ -143,9 +163,8 @@ def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
         head_dim=head_dim,
         rotary_dim=head_dim,
         ffn=meta.own("feed_forward_length"),
-        vocab_size=tensors["token_embd.weight"].shape[0],
-        # Stored as float32: the shortest decimal that is that float32 is what the model was trained with.
-        norm_eps=float(str(np.float32(meta.own("attention.layer_norm_rms_epsilon")))),
+        vocab_size=vocab_size,
+        norm_eps=_as_trained(meta.own("attention.layer_norm_rms_epsilon")),
         rope_theta=float(meta.own("rope.freq_base", 10_000.0)),
         context_length=meta.own("context_length"),
         tied="output.weight" not in tensors,
@@ -155,6 +174,33 @@ def _spec(meta: _Metadata, file: GgufFile) -> ModelSpec:
         rope_scaling=_rope_scaling(meta),
         nope_layers=frozenset(nope),
     )
+
+
+def _gpt2_spec(meta: _Metadata, file: GgufFile) -> Gpt2Spec:
+    return gpt2.checked(
+        Gpt2Spec(
+            architecture=f"{GPT2} (GGUF)",
+            num_layers=meta.own("block_count"),
+            hidden=meta.own("embedding_length"),
+            num_heads=meta.own("attention.head_count"),
+            ffn=meta.own("feed_forward_length"),
+            vocab_size=_vocab_size(file),
+            context_length=meta.own("context_length"),
+            norm_eps=_as_trained(meta.own("attention.layer_norm_epsilon")),
+            tied="output.weight" not in file.tensors,
+        )
+    )
+
+
+def _vocab_size(file: GgufFile) -> int:
+    if "token_embd.weight" not in file.tensors:
+        raise ModelRefused("the checkpoint lacks 1 tensor: token_embd.weight")
+    return file.tensors["token_embd.weight"].shape[0]
+
+
+def _as_trained(number: float) -> float:
+    """Stored as float32: the shortest decimal that is that float32 is what the model was trained with."""
+    return float(str(np.float32(number)))
 
 
 def _rope_scaling(meta: _Metadata) -> RopeScaling | None:
@@ -172,12 +218,20 @@ def _rope_scaling(meta: _Metadata) -> RopeScaling | None:
 
 def hf_name(name: str) -> str:
     """The Hugging Face name of a GGUF tensor; unknown names come back as they are."""
+    return _renamed(name, TOP_NAMES, "model.layers", LAYER_NAMES)
+
+
+def gpt2_name(name: str) -> str:
+    return _renamed(name, GPT2_TOP_NAMES, "h", GPT2_LAYER_NAMES)
+
+
+def _renamed(name: str, top: Mapping[str, str], layers: str, inner: Mapping[str, str]) -> str:
     stem, _, kind = name.rpartition(".")
-    if stem in TOP_NAMES:
-        return f"{TOP_NAMES[stem]}.{kind}"
+    if stem in top:
+        return f"{top[stem]}.{kind}"
     parts = stem.split(".")
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{kind}"
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in inner:
+        return f"{layers}.{parts[1]}.{inner[parts[2]]}.{kind}"
     return name
 
 

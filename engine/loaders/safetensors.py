@@ -12,8 +12,8 @@ from torch import Tensor
 from engine.errors import ModelRefused
 from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.reading import Read, read_all
-from engine.loaders.safetensors_file import SafetensorsFile
-from engine.models.spec import ModelSpec, spec_from_config
+from engine.loaders.safetensors_file import SafetensorsFile, StoredTensor
+from engine.models.family import family_of, read_config
 
 INDEX = "model.safetensors.index.json"
 
@@ -22,24 +22,27 @@ class SafetensorsCheckpoint:
     rope_factors: Tensor | None = None
 
     def __init__(self, folder: Path) -> None:
-        self.spec: ModelSpec = spec_from_config(read_json(folder / "config.json"))
+        self.spec: Any = read_config(read_json(folder / "config.json"))
+        self._family = family_of(self.spec)
         # A truncated file is found out here, before anything is allocated.
         self._files = [SafetensorsFile(path) for path in _paths(folder)]
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
-        shapes = {tensor.name: tensor.shape for file in self._files for tensor in file.tensors}
-        check_names(table, shapes, self._ignored)
+        stored = [(self._name(tensor), file.path, tensor) for file in self._files for tensor in file.tensors]
+        check_names(table, {name: tensor.shape for name, _, tensor in stored}, self._ignored)
         reads = {  # by name: of a tensor that two files have, the last
-            tensor.name: Read(file.path, tensor.offset, tensor.torch_dtype(), table[tensor.name])
-            for file in self._files
-            for tensor in file.tensors
-            if tensor.name in table
+            name: Read(path, tensor.offset, tensor.torch_dtype(), table[name])
+            for name, path, tensor in stored
+            if name in table
         }
         read_all(list(reads.values()), next(iter(table.values())).device, report)
 
+    def _name(self, tensor: StoredTensor) -> str:
+        return tensor.name.removeprefix(self._family.prefix)
+
     def _ignored(self, name: str) -> bool:
-        """Recomputed buffers, and the copy of the embedding that some tied checkpoints carry."""
-        return name.endswith("rotary_emb.inv_freq") or (self.spec.tied and name == "lm_head.weight")
+        """Buffers, and the copy of the embedding that some tied checkpoints carry."""
+        return self._family.unread(name) or (self.spec.tied and name == "lm_head.weight")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from gateway.openapi.routes import docs_routes
 from gateway.requests.parse import unbuilt
 from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
 from gateway.responses.routes import responses_routes
+from gateway.roseinfer.generate import prepare_generate
 from gateway.services import Services
 from gateway.timeline.laps import Laps
 from gateway.timeline.routes import TimelinePage
@@ -70,6 +71,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
     completions = Generate(services, workers, "completions", prepare_completion)
     embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
     messages = Generate(services, workers, "messages", prepare_messages)
+    generate = Generate(services, workers, "generate", prepare_generate)
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
@@ -78,6 +80,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
+        Route("/generate", generate, methods=["POST"]),
         *responses_routes(services, workers),
         Route("/v1/requests/{id}/timeline", TimelinePage(services).answer),
         Route("/v1/models", pages.models),

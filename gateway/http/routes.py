@@ -19,7 +19,7 @@ from gateway.http.body import read_body
 from gateway.http.exchange import Exchange, exchange_of
 from gateway.http.race import ClientGone, Interrupt, MustStop, Presence
 from gateway.http.sse import EventResponse, SendTimeout
-from gateway.http.stream import EventStream, outcome, whole_answer
+from gateway.http.stream import BrokenOff, EventStream, outcome, whole_answer
 from gateway.openai import Detokenized, Health, ModelCard, ModelList, Rendered, Tokenized, Version, encode
 from gateway.requests import prepare
 from gateway.requests.convert import check_model
@@ -27,7 +27,6 @@ from gateway.requests.parse import ignored_header
 from gateway.requests.prepare import Prepare, Prepared, Workers
 from gateway.services import Services
 from gateway.timeline.laps import timed_by
-from gateway.wires.base import Wire
 
 
 def json_response(body: bytes, headers: dict[str, str] | None = None) -> Response:
@@ -107,18 +106,20 @@ class Endpoint(ABC):
         await generation.start()
         headers = answer_headers(prepared, call.explain)
         if prepared.stream:
-            return await self._event_response(call, generation, prepared.wire, headers)
+            return await self._event_response(call, generation, prepared, headers)
         answer = await whole_answer(generation, prepared.wire, exchange.laps)
         exchange.outcome = outcome(generation)
         return json_response(answer, headers)
 
     async def _event_response(
-        self, call: Call, generation: Generation, wire: Wire, headers: dict[str, str]
+        self, call: Call, generation: Generation, prepared: Prepared, headers: dict[str, str]
     ) -> EventResponse:
-        settings = self._services.settings
-        await first_output(generation, settings.ping_s)
-        stream = EventStream(generation, wire, call.exchange)
-        limits = {"ping_s": settings.ping_s, "send_timeout_s": settings.send_timeout_s}
+        settings, framing = self._services.settings, prepared.framing
+        ping_s = settings.ping_s if framing.has_comments else 0.0
+        await first_output(generation, ping_s)
+        stream = EventStream(generation, prepared.wire, call.exchange, framing)
+        limits = {"ping_s": ping_s, "send_timeout_s": settings.send_timeout_s}
+        headers = {**headers, "content-type": framing.media_type}
         return EventResponse(stream.events(), headers, **limits, offer=stream.send_by)
 
     async def _send_events(
@@ -134,6 +135,8 @@ class Endpoint(ABC):
             call.exchange.fail(slow)
             if call.generation is not None:
                 call.generation.stop("slow_reader", slow)
+        except BrokenOff:
+            pass  # the server closes the connection of an answer that has no end
         except OSError:
             pass  # some servers raise it from send() when the client has left
         finally:

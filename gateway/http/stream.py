@@ -12,21 +12,27 @@ from gateway.http import faults
 from gateway.http.direct import Line
 from gateway.http.exchange import Exchange
 from gateway.timeline.laps import Laps
-from gateway.wires.base import Wire
+from gateway.wires.base import EVENTS, Framing, Wire
 
 _log = logging.getLogger("headrace.stream")
+
+
+class BrokenOff(Exception):
+    """A stream that cannot tell of its failure must not end as if it were whole."""
 
 
 class EventStream:
     """Events of one request, as bytes ready to send; what piled up since the last send goes out together."""
 
-    def __init__(self, generation: Generation, wire: Wire, exchange: Exchange) -> None:
+    def __init__(self, generation: Generation, wire: Wire, exchange: Exchange, framing: Framing = EVENTS) -> None:
         self._generation = generation
         self._wire = wire
         self._exchange = exchange
+        self._framing = framing
         self._num_unfinished = len(generation.choices)
 
     async def events(self) -> AsyncGenerator[bytes]:
+        """Raises BrokenOff where a failure cannot be told."""
         wire, generation = self._wire, self._generation
         try:
             opening = wire.opening()
@@ -43,15 +49,20 @@ class EventStream:
                     yield data
         except ApiError as error:
             self._exchange.fail(error)
-            yield wire.failure(error)
+            yield self._last_words(error)
         except Exception:
             _log.exception("request %s: its stream failed", self._exchange.request_id)
             fault = faults.internal(self._exchange.request_id)
             generation.stop("failed", fault)
             self._exchange.fail(fault)
-            yield wire.failure(fault)
+            yield self._last_words(fault)
         finally:
             generation.mailbox.shortcut = None
+
+    def _last_words(self, error: ApiError) -> bytes:
+        if not self._framing.tells_failures:
+            raise BrokenOff from error
+        return self._wire.failure(error)
 
     def send_by(self, line: Line) -> None:
         """While `events` waits, what comes and ends nothing is sent at once, without the turn of a task. Not where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.answers.reasoning import reasoning_format
@@ -15,10 +16,17 @@ from gateway.tokenizer.metadata import ModelMetadata, folder_metadata, folder_vo
 from gateway.tools.choose import choose
 
 
-def load_served_model(path: Path, name: str, created: int, tool_parser: str = "auto") -> ServedModel:
-    """`tool_parser`: the format of tool calls, or auto: as the template tells. Raises ModelError, in one line, for
-    anything that cannot be served."""
-    tokenizer, metadata = _read_folder(path) if path.is_dir() else _read_gguf(path)
+def load_served_model(
+    path: Path, name: str, created: int, tool_parser: str = "auto", tokenizer_path: Path | None = None
+) -> ServedModel:
+    """`tool_parser`: the format of tool calls, or auto: as the template tells. `tokenizer_path`: a folder whose
+    tokenizer is used instead of the model's own, until `fitted` without knowing the model's context. Raises ModelError,
+    in one line, for anything that cannot be served."""
+    if tokenizer_path is not None:
+        path = tokenizer_path
+        tokenizer, metadata = _read_tokenizer(path)
+    else:
+        tokenizer, metadata = _read_folder(path) if path.is_dir() else _read_gguf(path)
     template = None
     if metadata.chat_template is not None:
         template = _template(path, metadata.chat_template, tokenizer, metadata)
@@ -38,6 +46,19 @@ def load_served_model(path: Path, name: str, created: int, tool_parser: str = "a
         tool_format=choose(source, tokenizer.special_ids, None, override),
         reasoning=reasoning_format(source),
     )
+
+
+def fitted(model: ServedModel, vocab_size: int, context_length: int) -> ServedModel:
+    """One with another's tokenizer, once the engine has told of its weights. Raises ModelError."""
+    num_tokens = model.tokenizer.vocab_size
+    if num_tokens > vocab_size:
+        raise ModelError(f"the tokenizer has {num_tokens} tokens and the model knows {vocab_size}: they do not match")
+    return replace(model, context_length=context_length)
+
+
+def _read_tokenizer(path: Path) -> tuple[BpeTokenizer, ModelMetadata]:
+    tokenizer = load_from_folder(path)
+    return tokenizer, folder_metadata(path, tokenizer.special_ids, context_length=0)
 
 
 def _read_gguf(path: Path) -> tuple[BpeTokenizer, ModelMetadata]:

@@ -1,11 +1,12 @@
-"""What --model means: the default by name, a .gguf file, a folder, or a name on the hub. Gives a path on this disk."""
+"""What --model means: the default by name, a .gguf file, a folder, a rosellm checkpoint, or a name on the hub. Gives
+paths on this disk."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,13 @@ from gateway.errors import ModelError
 from gateway.model.fetch import DEFAULT_MODEL, Report, cache_folder, default_model_path, silent
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_TEXT_FILES = ("config.json", "generation_config.json", "tokenizer*.json", "chat_template.jinja")
+HUB_TEXT_FILES = (
+    *("config.json", "generation_config.json", "tokenizer*.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt"),
+)
 HUB_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+HUB_TOKENIZER = re.compile(r"([\w.-]+/)?[\w.-]+")  # some of the oldest, such as gpt2, have no owner
+ROSELLM_SUFFIXES = (".pt", ".pth", ".ckpt")  # of what torch.save wrote
 SHARD_INDEX = "model.safetensors.index.json"
 
 Download = Callable[[str, list[str]], str]
@@ -23,9 +29,10 @@ Download = Callable[[str, list[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    path: Path  # a .gguf file or a folder
-    format: Literal["gguf", "safetensors", "dummy"]
+    path: Path  # a file or a folder
+    format: Literal["gguf", "safetensors", "dummy", "rosellm"]
     name: str  # what clients call it
+    tokenizer: Path | None = None  # a folder; None: the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +40,24 @@ class ModelRequest:
     model: str
     served_name: str = ""  # empty: taken from the model
     dummy_weights: bool = False  # a folder then needs no *.safetensors
+    tokenizer: str = ""  # a folder or a name on the hub; empty: the model's own
 
 
 def resolve_model(
     request: ModelRequest, environ: Mapping[str, str], report: Report = silent, download: Download | None = None
 ) -> ResolvedModel:
     """Fetches what is not on this disk yet. Blocks. Raises ModelError in one line."""
+    resolved = _model(request, environ, report, download)
+    if request.tokenizer:
+        return replace(resolved, tokenizer=_tokenizer(request.tokenizer, download))
+    if resolved.format == "rosellm":
+        raise ModelError(f"{resolved.path} holds weights only; --tokenizer says which tokenizer they were trained with")
+    return resolved
+
+
+def _model(
+    request: ModelRequest, environ: Mapping[str, str], report: Report, download: Download | None
+) -> ResolvedModel:
     model, path = request.model, Path(request.model).expanduser()
     if model.casefold() == DEFAULT_MODEL.name.casefold():
         return _resolved(request, default_model_path(cache_folder(environ), environ, report), DEFAULT_MODEL.name)
@@ -59,15 +78,27 @@ def _resolved(request: ModelRequest, path: Path, own_name: str) -> ResolvedModel
         return ResolvedModel(path, "dummy" if request.dummy_weights else "safetensors", name)
     if request.dummy_weights:
         raise ModelError(f"--load-format dummy needs a folder with config.json, and {path} is a file")
+    if path.suffix.lower() in ROSELLM_SUFFIXES:
+        return ResolvedModel(path, "rosellm", name)
     if path.suffix.lower() != ".gguf":
-        raise ModelError(f"{path} is neither a .gguf file nor a folder")
+        raise ModelError(f"{path} is neither a .gguf file nor a folder nor a rosellm checkpoint (.pt)")
     return ResolvedModel(path, "gguf", name)
 
 
+def _tokenizer(name: str, download: Download | None) -> Path:
+    path = Path(name).expanduser()
+    if not path.exists() and HUB_TOKENIZER.fullmatch(name):
+        path = Path((download or download_from_hub)(name, [*HUB_TEXT_FILES]))
+    if not path.is_dir():
+        raise ModelError(f"no tokenizer {name!r}: neither a folder here nor a name on the hub")
+    _check_tokenizer(path)
+    return path
+
+
 def _check_folder(path: Path, *, needs_weights: bool) -> None:
-    for name in ("config.json", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise ModelError(f"{path} has no {name}")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} has no config.json")
+    _check_tokenizer(path)
     if not needs_weights:
         return
     missing = sorted(name for name in _shards(path) if not (path / name).is_file())
@@ -75,6 +106,13 @@ def _check_folder(path: Path, *, needs_weights: bool) -> None:
         raise ModelError(f"{path} lacks {missing[0]}, which its {SHARD_INDEX} names")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path} has no *.safetensors")
+
+
+def _check_tokenizer(path: Path) -> None:
+    """tokenizer.json, or what GPT-2 had before it."""
+    older = ("vocab.json", "merges.txt")
+    if not (path / "tokenizer.json").is_file() and not all((path / name).is_file() for name in older):
+        raise ModelError(f"{path} has no tokenizer.json")
 
 
 def _shards(path: Path) -> set[str]:

@@ -116,6 +116,8 @@ def _answer_content(operation: Operation) -> Schema:
         content["application/json"] = {"schema": schema}
     elif answer != "text/event-stream":
         content[answer] = {"schema": {"type": "string"}}
+    if operation.streams:
+        content[operation.streams] = {"schema": {"type": "string"}}
     if operation.events:
         kinds = [ref(component_of(kind)) for kind in operation.events]
         data = kinds[0] if len(kinds) == 1 else either(*kinds)

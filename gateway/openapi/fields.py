@@ -13,6 +13,7 @@ from gateway.messages.routes import MAX_STOPS
 from gateway.requests import conversation, convert, structured
 from gateway.requests.chat_prompt import EFFORTS
 from gateway.responses.convert import ENCRYPTED, LOGPROBS
+from gateway.roseinfer.generate import MAX_NEW_TOKENS
 from gateway.services import Services
 
 Schema = dict[str, Any]
@@ -458,5 +459,23 @@ def of_server(services: Services) -> dict[str, Schema]:
     return bounded
 
 
+def of_roseinfer(services: Services) -> dict[str, Schema]:
+    defaults = services.settings.generate
+    of_model = of_server(services)
+    top_p = "Only the most likely tokens whose probabilities sum to this are drawn from; 0 and 1: all."
+    fields = {
+        "prompt": text("The text that goes on."),
+        "max_new_tokens": text("Most tokens of the answer.", minimum=0, default=MAX_NEW_TOKENS),
+        "temperature": {**of_model["temperature"], "default": defaults.temperature},
+        "top_k": {**SAMPLING["top_k"], "default": defaults.top_k},
+        "top_p": text(top_p, minimum=0, maximum=1, default=defaults.top_p),
+        "stop_on_eos": text("The model's end tokens end the answer.", default=defaults.stop_on_eos),
+        "do_sample": text("Tokens are drawn; false: each is the most likely one.", default=defaults.do_sample),
+        "stream": text("What follows the prompt comes as plain text while it is made.", default=False),
+    }
+    return {f"RoseinferRequest.{name}": schema for name, schema in fields.items()}
+
+
 def all_fields(services: Services) -> dict[str, Schema]:
-    return {**SAMPLING, **SHAPES, **CHAT, **COMPLETIONS, **TOKENS, **ANTHROPIC, **RESPONSES, **of_server(services)}
+    fixed = {**SAMPLING, **SHAPES, **CHAT, **COMPLETIONS, **TOKENS, **ANTHROPIC, **RESPONSES}
+    return {**fixed, **of_server(services), **of_roseinfer(services)}

@@ -13,6 +13,7 @@ from gateway.messages import types as anthropic
 from gateway.openapi import schemas
 from gateway.openapi.fields import Schema, either
 from gateway.responses import types as responses
+from gateway.roseinfer import generate
 from gateway.timeline.store import Timeline
 
 MODEL = "MODEL"  # in examples; the document has the name of the model that is served
@@ -45,6 +46,7 @@ class Operation:
     examples: Examples = field(default_factory=dict)
     parameters: tuple[Schema, ...] = ()
     generates: bool = False  # its answer has a seed, and can be explained
+    streams: str = ""  # the media type of a stream that is no events
     headers: tuple[str, ...] = ()  # of its answer alone
 
     @property
@@ -202,6 +204,17 @@ MESSAGES = (
     ),
 )
 OTHERS = (
+    Operation(
+        *("post", "/generate", "Completions", "What follows a text, as roseinfer has it", generate.GeneratedText),
+        body=generate.RoseinferRequest,
+        errors=_GENERATES,
+        examples={
+            "A text": {"prompt": "Hello, who are you?", "max_new_tokens": 16},
+            "A draw": {"prompt": "Hello, who are you?", "temperature": 0.8, "top_p": 0.95, "do_sample": True},
+        },
+        generates=True,
+        streams="text/plain",
+    ),
     Operation(
         *("post", "/v1/embeddings", "Embeddings", "A text as numbers", embeddings.Embeddings),
         body=embeddings.EmbeddingRequest,

@@ -14,6 +14,7 @@ from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
 from gateway.openapi.fields import TYPES, Schema, all_fields, ref
 from gateway.responses import types as responses
+from gateway.roseinfer import generate
 from gateway.services import Services
 from gateway.timeline.store import Timeline
 
@@ -72,7 +73,7 @@ _REQUESTS: Mapping[str, Sequence[type[Any]]] = {
     "": (
         *(openai.ChatRequest, openai.CompletionRequest, openai.TokenizeRequest, openai.DetokenizeRequest),
         *(openai.Message, openai.TextPart, openai.MessageToolCall, openai.ToolDefinition),
-        embeddings.EmbeddingRequest,
+        *(embeddings.EmbeddingRequest, generate.RoseinferRequest),
     ),
     "Anthropic": (
         *(anthropic.MessagesRequest, anthropic.Conversation, anthropic.InputMessage, anthropic.CustomTool),
@@ -87,7 +88,7 @@ _ANSWERS: Mapping[str, Sequence[type[Any]]] = {
     "": (
         *(ChatCompletion, ChatCompletionChunk, Completion, openai.ModelList, openai.ModelCard),
         *(openai.Health, openai.Version, openai.Tokenized, openai.Detokenized, openai.Rendered),
-        *(embeddings.Embeddings, Timeline, Error, AnthropicError),
+        *(embeddings.Embeddings, generate.GeneratedText, Timeline, Error, AnthropicError),
     ),
     "Dashboard": (dashboard.Event,),
     "Anthropic": (anthropic.Message, MessageEvent, MessageDelta, anthropic.TokenCount),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.http import faults
+from gateway.model.served import ServedModel
 from gateway.openai import (
     ChatRequest,
     CompletionRequest,
@@ -45,7 +46,7 @@ from gateway.requests.request_limits import check_messages, check_num_messages, 
 from gateway.requests.structured import grammar_of
 from gateway.services import HttpSettings, Services
 from gateway.timeline.laps import lap
-from gateway.wires.base import Wire, new_head
+from gateway.wires.base import EVENTS, Framing, Wire, new_head
 from gateway.wires.chat import ChatWants, ChatWire
 from gateway.wires.completions import CompletionWants, CompletionWire
 
@@ -69,6 +70,7 @@ class Prepared:
     ignored: list[str]
     stream: bool
     explain: Explained = dict  # as they will be, and where from
+    framing: Framing = EVENTS  # of a stream
 
 
 Prepare = Callable[[bytes, Services], Prepared]
@@ -192,9 +194,17 @@ def _most_tokens(request: GenerateRequest, bounds: Limits) -> int:
 # completions
 
 
-def prepare_completion(body: bytes, services: Services) -> Prepared:
-    parsed = parse(body, CompletionRequest)
-    request, model, bounds = parsed.request, services.model, limits(services)
+@dataclass(frozen=True, slots=True)
+class PlannedCompletion:
+    job: Job
+    prompts: list[Prompt]
+    candidates: int  # a prompt
+    explain: Explained
+
+
+def plan_completion(request: CompletionRequest, services: Services, model: ServedModel) -> PlannedCompletion:
+    """The job of a completion, whatever API it came by. `model`: the served one, or one with other defaults."""
+    bounds = limits(services)
     convert.check_model(request.model, model)
     _check_cheap(request, bounds)
     prompts = completion_prompts(request.prompt, bounds.vocab_size)
@@ -205,15 +215,23 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
     for prompt in prompts:
         if isinstance(prompt, str):
             convert.check_can_fit("prompt", [prompt], model, _most_tokens(request, bounds))
-    ids = _completion_ids(request, prompts, services)
+    ids = _completion_ids(request, prompts, model)
     seed = convert.asked_seed(request, services.random_bits(64))
     job = convert.make_job(request, base, ids, bounds, seed, candidates)
     convert.check_told(request, job)
     job = replace(job, text=convert.with_visible(job.text, request, model))
+    return PlannedCompletion(job, prompts, candidates, partial(explain, request, job, model))
+
+
+def prepare_completion(body: bytes, services: Services) -> Prepared:
+    parsed, model = parse(body, CompletionRequest), services.model
+    request = parsed.request
+    planned = plan_completion(request, services, model)
+    job, prompts = planned.job, planned.prompts
     wants = CompletionWants(
         prompts=job.prompts,
-        n=convert.num_choices(request, len(prompts), bounds.settings),
-        candidates=candidates,
+        n=convert.num_choices(request, len(prompts), services.settings),
+        candidates=planned.candidates,
         echoes=_echoes(request, prompts, job, services) if request.echo else [],
         logprobs=request.logprobs is not None,
         usage=_include_usage(request),
@@ -223,11 +241,10 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
         timings=_include_timings(request),
     )
     wire = CompletionWire(new_head(services, "cmpl"), model.tokenizer, wants)
-    return Prepared(job, wire, parsed.ignored, bool(request.stream), partial(explain, request, job, model))
+    return Prepared(job, wire, parsed.ignored, bool(request.stream), planned.explain)
 
 
-def _completion_ids(request: CompletionRequest, prompts: list[Prompt], services: Services) -> list[list[int]]:
-    model = services.model
+def _completion_ids(request: CompletionRequest, prompts: list[Prompt], model: ServedModel) -> list[list[int]]:
     add_bos = request.add_special_tokens is not False
     if request.suffix:
         return [fim.encode(prompt, request.suffix, model) for prompt in prompts]

@@ -9,7 +9,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +22,7 @@ from gateway.http.port import bind
 from gateway.http.ratelimit import Accounts
 from gateway.logs import configure_logging
 from gateway.metrics import Metrics
-from gateway.model.resolve import ResolvedModel
+from gateway.model.load import fitted
 from gateway.serve import keys_of, spans_of
 from gateway.siblings.link import Link, follow
 from gateway.siblings.messages import HTTP, Setup
@@ -58,8 +60,12 @@ async def _serve(setup: Setup) -> int:
     spans = None
     try:
         with bind(setup.host, setup.port, shared=True) as listener:
-            resolved = ResolvedModel(Path(setup.model), setup.model_format, setup.model_name)
+            resolved = setup.model.resolved()
             model = await asyncio.to_thread(load, resolved, config)
+            if not await _unless_stopped(_value(ready), signals):
+                return 0
+            if resolved.tokenizer is not None:
+                model = fitted(model, ready.result().vocab_size, ready.result().max_model_len)
             metrics.model = model.name
             spans = spans_of(config, model.name)
             running = Running(
@@ -76,8 +82,7 @@ async def _serve(setup: Setup) -> int:
             )
             server = server_of(running, model, config, around=lambda app: Relay(app, folder / HTTP))
             keep_what_is_there()
-            await _word(ready, link, signals)
-            if signals.last is not None:
+            if not await _unless_stopped(link.prepared(), signals):
                 return 0
             return await server.run(lambda: None)
     finally:
@@ -89,15 +94,16 @@ async def _serve(setup: Setup) -> int:
         await end_stragglers()
 
 
-async def _word(ready: asyncio.Future[Ready], link: Link, signals: Signals) -> None:
-    """To serve, or to stop."""
+async def _unless_stopped(work: Coroutine[Any, Any, object], signals: Signals) -> bool:
+    """Whether it came to its end before we were told to stop."""
+    working, stop = asyncio.create_task(work), asyncio.create_task(signals.stop.wait())
+    await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    return working.done() and signals.last is None
 
-    async def allowed() -> None:
-        await ready
-        await link.prepared()
 
-    either = {asyncio.create_task(allowed()), asyncio.create_task(signals.stop.wait())}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+async def _value(ready: asyncio.Future[Ready]) -> Ready:
+    return await ready
 
 
 def _end_with_parent() -> None:

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Literal
+from pathlib import Path
 
 import msgspec
 
 from gateway.config import Config
 from gateway.http.ratelimit import Spent
+from gateway.model.resolve import ResolvedModel
 from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
 ENGINE = "engine.sock"  # leads to the engine's socket of now
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A ResolvedModel."""
+
+    path: str
+    format: str
+    name: str
+    tokenizer: str = ""  # empty: its own
+
+    @classmethod
+    def of(cls, resolved: ResolvedModel) -> Model:
+        tokenizer = "" if resolved.tokenizer is None else str(resolved.tokenizer.resolve())
+        return cls(str(resolved.path.resolve()), resolved.format, resolved.name, tokenizer)
+
+    def resolved(self) -> ResolvedModel:
+        return msgspec.convert(
+            {**msgspec.structs.asdict(self), "tokenizer": self.tokenizer or None}, ResolvedModel, dec_hook=_path
+        )
+
+
+def _path(kind: type, value: str) -> Path:
+    return Path(value)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -26,9 +50,7 @@ class Setup(msgspec.Struct, frozen=True):
     host: str
     port: int
     folder: str
-    model: str  # its path
-    model_format: Literal["gguf", "safetensors", "dummy"]
-    model_name: str
+    model: Model
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):

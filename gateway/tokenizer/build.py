@@ -1,4 +1,5 @@
-"""Tokenizers from model files: GGUF metadata, or tokenizer.json. Refuses, by name, what is not byte-level BPE."""
+"""Tokenizers from model files: GGUF metadata, tokenizer.json, or GPT-2's vocab.json and merges.txt. Refuses, by name,
+what is not byte-level BPE."""
 
 from __future__ import annotations
 
@@ -64,7 +65,10 @@ def load_from_gguf(path: Path, metadata: Metadata | None = None) -> BpeTokenizer
 
 
 def load_from_folder(path: Path, vocab_size: int = 0) -> BpeTokenizer:
-    """The tokenizer of a folder with tokenizer.json, with at least `vocab_size` ids. Raises ModelError."""
+    """The tokenizer of a folder with tokenizer.json, or with GPT-2's two older files; with at least `vocab_size` ids.
+    Raises ModelError."""
+    if not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
+        return _load_gpt2(path, vocab_size)
     where = str(path / "tokenizer.json")
     root = hf_json.read(path / "tokenizer.json", hf_json.TokenizerJson)
     model = _bpe_json(where, root)
@@ -79,6 +83,31 @@ def load_from_folder(path: Path, vocab_size: int = 0) -> BpeTokenizer:
             normalize=_normalizer(where, root),
             added=added,
             token_bytes=_token_bytes(model.vocab, added, size),
+        )
+    )
+
+
+def _load_gpt2(path: Path, vocab_size: int) -> BpeTokenizer:
+    """Of vocab.json and merges.txt, which other families have too: only GPT-2's are known to need nothing else."""
+    config = hf_json.read_if_there(path / "config.json", hf_json.ModelJson)
+    told = hf_json.read_if_there(path / "tokenizer_config.json", hf_json.TokenizerConfigJson)
+    if not (told.tokenizer_class or "").startswith("GPT2Tokenizer") and config.model_type != "gpt2":
+        raise ModelError(f"{path} has no tokenizer.json, and neither of its configurations says that it is GPT-2's")
+    vocab = hf_json.read(path / "vocab.json", dict[str, int])
+    where = str(path / "merges.txt")
+    lines = hf_json.text(path / "merges.txt").splitlines()
+    merges = [_pair(where, line) for line in lines if line and not line.startswith("#version")]
+    special = {hf_json.GPT2_END, *(told.literal(name) for name in ("bos", "eos", "unk", "pad"))}
+    added = [AddedToken(vocab[token], token, special=True) for token in vocab if token in special]
+    size = max(vocab_size, _size(str(path / "vocab.json"), list(vocab.values())))
+    stages: tuple[Stage, ...] = (LeadingSpace(), isolate(GPT2)) if told.add_prefix_space else (isolate(GPT2),)
+    return BpeTokenizer(
+        BpeParts(
+            model=_bpe_model(where, vocab, merges, added, ignore_merges=False),
+            pretokenizer=Pretokenizer(stages),
+            normalize=_unchanged,
+            added=added,
+            token_bytes=_token_bytes(vocab, added, size),
         )
     )
 

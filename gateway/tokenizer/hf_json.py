@@ -11,6 +11,7 @@ from msgspec import Raw, Struct, field
 from gateway.errors import ModelError
 
 T = TypeVar("T")
+GPT2_END = "<|endoftext|>"  # begins and ends texts, where the configuration names nothing else
 
 
 class AddedTokenJson(Struct):
@@ -83,6 +84,50 @@ class TokenizerJson(Struct):
     normalizer: Raw = field(default_factory=lambda: Raw(b"null"))
     post_processor: Raw = field(default_factory=lambda: Raw(b"null"))
     added_tokens: list[AddedTokenJson] = []
+
+
+class ModelJson(Struct):
+    """config.json, as far as tokenizers without tokenizer.json need it."""
+
+    model_type: str | None = None
+
+
+class TokenJson(Struct):
+    content: str
+
+
+class NamedTemplateJson(Struct):
+    name: str
+    template: str
+
+
+class TokenizerConfigJson(Struct):
+    """tokenizer_config.json"""
+
+    tokenizer_class: str | None = None
+    add_prefix_space: bool | None = None
+    bos_token: str | TokenJson | None = None
+    eos_token: str | TokenJson | None = None
+    unk_token: str | TokenJson | None = None
+    pad_token: str | TokenJson | None = None
+    add_bos_token: bool | None = None
+    chat_template: str | list[NamedTemplateJson] | None = None
+
+    def literal(self, name: str) -> str | None:
+        token: str | TokenJson | None = getattr(self, f"{name}_token")
+        return token.content if isinstance(token, TokenJson) else token
+
+
+def read_if_there(path: Path, kind: type[T]) -> T:
+    return read(path, kind) if path.exists() else kind()
+
+
+def text(path: Path) -> str:
+    """Raises ModelError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def read(path: Path, kind: type[T]) -> T:

@@ -15,6 +15,7 @@ from gateway.errors import ModelError
 from gateway.tokenizer import hf_json
 from gateway.tokenizer.build import gguf_family
 from gateway.tokenizer.gguf_header import Metadata
+from gateway.tokenizer.hf_json import TokenizerConfigJson, read_if_there
 
 _GGUF_END_KEYS = ("eos", "eot", "eom")  # of a text, of a turn, of a message
 _GGUF_SAMPLING = {
@@ -82,24 +83,6 @@ def _gguf_context_length(path: Path, metadata: Metadata) -> int:
 # a folder
 
 
-class TokenJson(Struct):
-    content: str
-
-
-class NamedTemplateJson(Struct):
-    name: str
-    template: str
-
-
-class TokenizerConfigJson(Struct):
-    bos_token: str | TokenJson | None = None
-    eos_token: str | TokenJson | None = None
-    unk_token: str | TokenJson | None = None
-    pad_token: str | TokenJson | None = None
-    add_bos_token: bool | None = None
-    chat_template: str | list[NamedTemplateJson] | None = None
-
-
 class ConfigJson(Struct):
     max_position_embeddings: int | None = None
     n_positions: int | None = None
@@ -129,16 +112,17 @@ class SpecialTokenJson(Struct):
     id: str
 
 
-def folder_metadata(path: Path, special_ids: Mapping[str, int]) -> ModelMetadata:
-    """`special_ids` are the tokenizer's. Raises ModelError."""
-    config = _config(path)
-    generation = _read_if_there(path / "generation_config.json", GenerationConfigJson)
-    tokens = _read_if_there(path / "tokenizer_config.json", TokenizerConfigJson)
-    named = {f"{name}_token": literal for name in _TEMPLATE_TOKENS if (literal := _named_token(tokens, name))}
+def folder_metadata(path: Path, special_ids: Mapping[str, int], context_length: int | None = None) -> ModelMetadata:
+    """`special_ids` are the tokenizer's; `context_length` is told for a folder that holds a tokenizer only. Raises
+    ModelError."""
+    config = _config(path) if context_length is None or (path / "config.json").exists() else ConfigJson()
+    generation = read_if_there(path / "generation_config.json", GenerationConfigJson)
+    tokens = read_if_there(path / "tokenizer_config.json", TokenizerConfigJson)
+    named = {f"{name}_token": literal for name in _TEMPLATE_TOKENS if (literal := tokens.literal(name))}
     declared = [*_listed(generation.eos_token_id), *_listed(config.eos_token_id)]
     bos = special_ids.get(named.get("bos_token", ""), _first(generation.bos_token_id, config.bos_token_id))
     return ModelMetadata(
-        context_length=_folder_context_length(path, config),
+        context_length=_folder_context_length(path, config) if context_length is None else context_length,
         eos_ids=_unique([*declared, special_ids.get(named.get("eos_token", ""))]),
         bos_id=bos,
         add_bos=bos is not None and _adds_bos(path, tokens, named.get("bos_token")),
@@ -156,15 +140,6 @@ def folder_vocab_size(path: Path) -> int:
 def _config(path: Path) -> ConfigJson:
     config = hf_json.read(path / "config.json", ConfigJson)
     return config.text_config or config
-
-
-def _read_if_there(path: Path, kind: type[hf_json.T]) -> hf_json.T:
-    return hf_json.read(path, kind) if path.exists() else kind()
-
-
-def _named_token(tokens: TokenizerConfigJson, name: str) -> str | None:
-    token: str | TokenJson | None = getattr(tokens, f"{name}_token")
-    return token.content if isinstance(token, TokenJson) else token
 
 
 def _folder_context_length(path: Path, config: ConfigJson) -> int:
@@ -192,6 +167,8 @@ def _folder_template(path: Path, tokens: TokenizerConfigJson) -> str | None:
 def _adds_bos(path: Path, tokens: TokenizerConfigJson, bos: str | None) -> bool:
     """Whether the library would put a BOS before raw text: its post-processor decides, else the configuration."""
     file = path / "tokenizer.json"
+    if not file.exists():
+        return tokens.add_bos_token is True
     raw = hf_json.read(file, hf_json.TokenizerJson).post_processor
     post = hf_json.decode(raw, PostProcessorJson | None, f"{file}: post_processor")  # type: ignore[arg-type]
     templates = [part for part in _processors(post) if part.type == "TemplateProcessing"]

@@ -61,6 +61,19 @@ def _digest(text: str) -> str:
     return "fp_" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What a stream's bytes are to whoever reads them."""
+
+    media_type: str
+    has_comments: bool  # what readers skip may stand between its parts: heart-beats
+    tells_failures: bool  # or else one that fails breaks off, without the end of the answer that clients wait for
+
+
+EVENTS = Framing("text/event-stream; charset=utf-8", has_comments=True, tells_failures=True)
+PLAIN_TEXT = Framing("text/plain; charset=utf-8", has_comments=False, tells_failures=False)
+
+
 class Wire(Protocol):
     """One API's form of one answer; made anew for each request, for it may remember what it has sent.
 

@@ -1,0 +1,1 @@
+"""What roseinfer's server had: POST /generate, and its flags."""
