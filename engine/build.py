@@ -21,8 +21,10 @@ from engine.host import Host, available_bytes, choose_host
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.loaders.gguf import GgufCheckpoint
-from engine.models import products
+from engine.loaders.nanochat import NanochatCheckpoint
+from engine.models import nanochat, products
 from engine.models.decoder import Decoder
+from engine.models.nanochat_spec import NanochatSpec
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights, num_weights
 from engine.native import choice, library
@@ -89,7 +91,9 @@ def _build(
 ) -> tuple[Scheduler, Executor, Ready]:
     _check_weights_fit(config, checkpoint.spec, host)
     variant = native_variant(config, host, checkpoint)
-    if (
+    if isinstance(checkpoint, NanochatCheckpoint):
+        parts = _build_nanochat(config, host, attention, checkpoint, phases)
+    elif (
         variant is not None
         and isinstance(checkpoint, GgufCheckpoint)
         and native_wins(host, checkpoint, variant, phases)
@@ -151,6 +155,39 @@ def _build_portable(
     with phases.phase("warming up"):
         warm_up(runner, limits.block_size)
     return Parts(limits, cache, runner, attention.name, _name(host.dtype), weights.num_bytes)
+
+
+def _build_nanochat(
+    config: EngineConfig,
+    host: Host,
+    attention: AttentionBackend[Any] | None,
+    checkpoint: NanochatCheckpoint,
+    phases: Phases,
+) -> Parts:
+    """By plain torch operations on every device."""
+    if attention is None:
+        if config.attention == "triton":
+            raise ModelRefused("--attention triton does not run nanochat models; use --attention sdpa")
+        attention = choose_attention("sdpa", host)
+        assert attention is not None
+    with phases.phase("loading weights") as report:
+        weights = checkpoint.load(host.dtype, host.device, report)
+    if products.can_pack(host.device, host.dtype):
+        with phases.phase("packing weights"):
+            weights.pack()
+    with phases.phase("allocating the KV cache"):
+        limits, cache = _allocate_cache(config, checkpoint, host, 0)
+    decoder = nanochat.NanochatDecoder(checkpoint.spec, weights, cache, attention, limits.max_model_len)
+    max_blocks = -(-limits.max_model_len // limits.block_size)
+    rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
+    runner = Runner(decoder, rows, limits.block_size, host.device, prev_ids=checkpoint.spec.smears)
+    with phases.phase("warming up"):
+        warm_up(runner, limits.block_size)
+    return Parts(limits, cache, runner, attention.name, _name(host.dtype), weights.num_bytes)
+
+
+def _num_weights(spec: ModelSpec) -> int:
+    return nanochat.num_weights(spec) if isinstance(spec, NanochatSpec) else num_weights(spec)
 
 
 def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> str | None:
@@ -307,7 +344,7 @@ def _check_weights_fit(config: EngineConfig, spec: ModelSpec, host: Host) -> Non
     if host.device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(host.device)
-    needed = num_weights(spec) * host.dtype.itemsize
+    needed = _num_weights(spec) * host.dtype.itemsize
     allowed = free - (1 - config.gpu_memory_fraction) * total
     if needed > allowed:
         raise OutOfMemory(
@@ -339,7 +376,7 @@ def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases) -> 
         num_blocks=parts.cache.num_blocks,
         max_seqs=limits.max_seqs,
         max_step_tokens=limits.max_step_tokens,
-        num_parameters=num_weights(checkpoint.spec),
+        num_parameters=_num_weights(checkpoint.spec),
         weights_bytes=parts.weights_bytes,
         kv_cache_bytes=parts.cache.num_bytes,
         working_bytes=parts.working_bytes,

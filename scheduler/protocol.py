@@ -23,8 +23,10 @@ MAX_SNAPSHOT_CELLS = 1024
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that an engine process is told. JSON on its standard input, which stays open as long as its parent lives."""
 
-    model: str  # path of a .gguf file or of a folder with config.json
-    format: Literal["gguf", "safetensors", "dummy"]  # dummy: seeded random weights for the config.json of `model`
+    model: str  # path of a .gguf file, of a folder with config.json, or of a nanochat model_<step>.pt
+    format: Literal[
+        "gguf", "safetensors", "nanochat", "dummy"
+    ]  # dummy: seeded random weights for the config.json of `model`
     socket_path: str
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

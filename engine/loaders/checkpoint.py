@@ -17,7 +17,9 @@ Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Checkpoint(Protocol):
-    spec: ModelSpec
+    @property
+    def spec(self) -> ModelSpec: ...
+
     rope_factors: Tensor | None  # divisors of the rotary frequencies that the file itself holds
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
@@ -27,7 +29,7 @@ class Checkpoint(Protocol):
         """
 
 
-def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"], seed: int) -> Checkpoint:
+def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "nanochat", "dummy"], seed: int) -> Checkpoint:
     """Reads headers only. Raises ModelRefused, in one line, for what cannot be served."""
     if format == "gguf":
         from engine.loaders.gguf import GgufCheckpoint
@@ -37,6 +39,10 @@ def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy"],
         from engine.loaders.dummy import DummyCheckpoint
 
         return DummyCheckpoint(path, seed)
+    if format == "nanochat":
+        from engine.loaders.nanochat import NanochatCheckpoint
+
+        return NanochatCheckpoint(path)
     from engine.loaders.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)

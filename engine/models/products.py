@@ -34,14 +34,14 @@ def pack(weights: Weights) -> None:
     """In place: what was there before is freed, tensor by tensor. A tied head becomes a tensor of its own."""
     for layer in weights.layers:
         _pack_layer(layer)
-    weights.head = _packed(weights.head)
+    weights.head = packed(weights.head)
 
 
 def _pack_layer(layer: LayerWeights) -> None:
     for name in PRODUCTS:
-        setattr(layer, name, _packed(getattr(layer, name)))
+        setattr(layer, name, packed(getattr(layer, name)))
 
 
-def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return packed
+def packed(weight: Tensor) -> Tensor:
+    ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return ordered
