@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.config import Config
+from gateway.engines.calculator import CalculatingEngine
+from gateway.engines.client import EngineClient
 from gateway.engines.profiles import Profiler
 from gateway.engines.socket import SocketEngine
 from gateway.engines.vocabulary import vocabulary_of
@@ -20,7 +22,7 @@ from gateway.http.keys import Keys
 from gateway.http.lifecycle import Server
 from gateway.http.ratelimit import RateLimits
 from gateway.metrics import Metrics
-from gateway.model.load import load_served_model
+from gateway.model.load import load_nanochat, load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
 from gateway.services import HttpSettings, Services
@@ -31,6 +33,8 @@ YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
 def load(resolved: ResolvedModel, config: Config) -> ServedModel:
     created = int(resolved.path.stat().st_mtime)
+    if resolved.tokenizer is not None:
+        return load_nanochat(resolved.path, resolved.tokenizer, resolved.name, created, config.tool_parser)
     return load_served_model(resolved.path, resolved.name, created, config.tool_parser)
 
 
@@ -51,7 +55,7 @@ class Running:
 def server_of(running: Running, model: ServedModel, config: Config) -> Server:
     running.engine.teach(vocabulary_of(model))
     services = Services(
-        engine=running.engine,
+        engine=engine_for(model, running.engine, config),
         model=model,
         drain=Drain(),
         metrics=running.metrics,
@@ -69,6 +73,11 @@ def server_of(running: Running, model: ServedModel, config: Config) -> Server:
         drain_timeout_s=config.drain_timeout,
         watch=running.watch,
     )
+
+
+def engine_for(model: ServedModel, engine: EngineClient, config: Config) -> EngineClient:
+    """As requests see it."""
+    return CalculatingEngine(engine, model.tokenizer) if model.calculates and config.calculator else engine
 
 
 def keep_what_is_there() -> None:

@@ -24,6 +24,7 @@ from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.keys import Keys
 from gateway.http.port import bind
 from gateway.metrics import Metrics
+from gateway.model.nanochat import NanochatChoice
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
 from gateway.startup import Display, Started, print_summary
 from gateway.startup_log import PhaseLog, ready_line
@@ -67,8 +68,7 @@ def serve(config: Config, around: Surroundings) -> int:
         check_spans(config)
         listener = bind(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
-            request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
-            resolved = resolve_model(request, around.environ, display.report)
+            resolved = resolve_model(model_request(config), around.environ, display.report)
             return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
     finally:
         gc.enable()
@@ -172,6 +172,11 @@ def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> No
         print(ready_line(started), file=plan.around.out.file, flush=True)
     else:
         print_summary(plan.around.out, started)
+
+
+def model_request(config: Config) -> ModelRequest:
+    nanochat = NanochatChoice(config.source, config.model_tag, config.step)
+    return ModelRequest(config.model, config.served_model_name, config.load_format == "dummy", nanochat)
 
 
 def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
