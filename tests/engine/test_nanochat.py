@@ -177,6 +177,19 @@ def test_a_prefix_of_compiled_models_is_taken_off(files: dict[str, Path], tmp_pa
     assert NanochatHarness(NanochatCheckpoint(file)).greedy(PROMPTS[1:2]) == stored_ids("smear")[1:2]
 
 
+@pytest.mark.parametrize("kept", ["resid_lambdas", "x0_lambdas", None])
+def test_lambdas_that_are_missing_change_nothing(kept: str | None, files: dict[str, Path], tmp_path: Path) -> None:
+    """As nanochat has it: the stream is multiplied by 1, and 0 times the first embedding is added."""
+    neutral = {"resid_lambdas": torch.ones(nanochat.LAYERS), "x0_lambdas": torch.zeros(nanochat.LAYERS)}
+    whole = {**nanochat.tensors(ERAS["smear"]), **neutral}
+    shutil.copy(files["smear"].with_name("meta_000650.json"), tmp_path / "meta_000001.json")
+    logits = []
+    for made in (whole, {name: made for name, made in whole.items() if name == kept or name not in neutral}):
+        torch.save(made, tmp_path / "model_000001.pt")
+        logits.append(logits_of(decoder_of(NanochatCheckpoint(tmp_path / "model_000001.pt"), 40), PROMPTS[2]))
+    assert torch.equal(*logits)
+
+
 def test_embeddings_may_be_stored_in_bfloat16(files: dict[str, Path], tmp_path: Path) -> None:
     made = nanochat.tensors(ERAS["october"])
     made["transformer.wte.weight"] = made["transformer.wte.weight"].bfloat16()
