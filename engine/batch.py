@@ -17,8 +17,8 @@ class BatchView:
         tokens:     |-- s=0 --|------ s=1 ----------|
         positions:  p0 .. p0+n-1 of each sequence, kv_lens[s] = p0+n keys are visible to its last row
 
-    The integer arrays live on the host as numpy (a CPU backend reads them in place); `ids`, `positions`, `slots` and
-    `sample_rows` are on the device.
+    The integer arrays live on the host as numpy (a CPU backend reads them in place); `ids`, `positions`, `slots`,
+    `sample_rows` and `prev_ids` are on the device.
     """
 
     ids: Tensor  # [num_tokens] int64
@@ -28,6 +28,7 @@ class BatchView:
     q_starts: NDArray[np.int32]  # [num_seqs + 1]
     kv_lens: NDArray[np.int32]  # [num_seqs]
     block_tables: NDArray[np.int32]  # [num_seqs, widest table]; unused entries hold block 0
+    prev_ids: Tensor | None = None  # [num_tokens] int64: of the token before each, any at position 0; if the model asks
 
     @property
     def num_seqs(self) -> int:

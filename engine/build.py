@@ -145,10 +145,11 @@ def _build_portable(
             family_of(checkpoint.spec).pack(weights)
     with phases.phase("allocating the KV cache"):
         limits, cache = _allocate_cache(config, checkpoint, host, 0)
-    decoder = family_of(checkpoint.spec).decoder(checkpoint, weights, cache, attention, limits.max_model_len)
+    family = family_of(checkpoint.spec)
+    decoder = family.decoder(checkpoint, weights, cache, attention, limits.max_model_len)
     max_blocks = -(-limits.max_model_len // limits.block_size)
     rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
-    runner = Runner(decoder, rows, limits.block_size, host.device)
+    runner = Runner(decoder, rows, limits.block_size, host.device, prev_ids=family.reads_prev_ids(checkpoint.spec))
     with phases.phase("warming up"):
         warm_up(runner, limits.block_size)
     return Parts(limits, cache, runner, attention.name, _name(host.dtype), weights.num_bytes)

@@ -29,13 +29,17 @@ class Model(Head, Protocol):
 class Runner:
     """Owns the rows of all slots. The scheduler decides what is in them."""
 
-    def __init__(self, model: Model, rows: RowTable, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, rows: RowTable, block_size: int, device: torch.device, prev_ids: bool = False
+    ) -> None:
+        """prev_ids: the model reads them."""
         self._model = model
         self._rows = rows
         self._masks = Masks(len(rows.rows), rows.vocab_size, device)
         self._prompts = PromptReaders(model)
         self._block_size = block_size
         self._device = device
+        self._gives_prev_ids = prev_ids
         self._launched: deque[StepPlan] = deque()
 
     @property
@@ -112,7 +116,17 @@ class Runner:
             q_starts=q_starts,
             kv_lens=kv_lens,
             block_tables=tables,
+            prev_ids=self._prev_ids(works) if self._gives_prev_ids else None,
         )
+
+    def _prev_ids(self, works: list[Work]) -> Tensor:
+        ids: list[int] = []
+        for work in works:
+            tokens = self._rows[work.slot].tokens
+            ids += (
+                tokens[work.start - 1 : work.start + work.count - 1] if work.start else [0, *tokens[: work.count - 1]]
+            )
+        return torch.tensor(ids, device=self._device)
 
     def _to_device(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

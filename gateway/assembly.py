@@ -12,6 +12,8 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from gateway.config import Config
+from gateway.engines.calculator import CalculatingEngine
+from gateway.engines.client import EngineClient
 from gateway.engines.profiles import Profiler
 from gateway.engines.socket import SocketEngine
 from gateway.engines.vocabulary import vocabulary_of
@@ -22,18 +24,22 @@ from gateway.http.keys import Keys
 from gateway.http.lifecycle import Server
 from gateway.http.ratelimit import Accounts, RateLimits
 from gateway.metrics import Metrics
-from gateway.model.load import load_served_model
+from gateway.model.load import fitted, load_nanochat, load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
 from gateway.services import GenerateDefaults, HttpSettings, Services
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
+from scheduler.protocol import Ready
 
 YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
 
 
 def load(resolved: ResolvedModel, config: Config) -> ServedModel:
     created = int(resolved.path.stat().st_mtime)
+    if resolved.format == "nanochat":
+        assert resolved.tokenizer is not None
+        return load_nanochat(resolved.path, resolved.tokenizer, resolved.name, created, config.tool_parser)
     return load_served_model(resolved.path, resolved.name, created, config.tool_parser, resolved.tokenizer)
 
 
@@ -61,7 +67,7 @@ def server_of(
     """around: what the application is seen through."""
     running.engine.teach(vocabulary_of(model))
     services = Services(
-        engine=running.engine,
+        engine=engine_for(model, running.engine, config),
         model=model,
         drain=Drain(),
         metrics=running.metrics,
@@ -82,6 +88,18 @@ def server_of(
         watch=running.watch,
         beside=running.beside,
     )
+
+
+def known(model: ServedModel, resolved: ResolvedModel, ready: Ready) -> ServedModel:
+    """With what the engine alone can tell of it. Raises ModelError."""
+    if resolved.tokenizer is None or resolved.format == "nanochat":
+        return model
+    return fitted(model, ready.vocab_size, ready.max_model_len)
+
+
+def engine_for(model: ServedModel, engine: EngineClient, config: Config) -> EngineClient:
+    """As requests see it."""
+    return CalculatingEngine(engine, model.tokenizer) if model.calculates and config.calculator else engine
 
 
 def keep_what_is_there() -> None:

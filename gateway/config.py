@@ -51,8 +51,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: Annotated[
         str,
         Meta(
-            description="A .gguf file, a folder with config.json and *.safetensors, org/name on the hub, a rosellm "
-            "checkpoint (.pt), or the default, which is fetched on first use."
+            description="A .gguf file, a folder with config.json and *.safetensors, org/name on the hub, nanochat: for "
+            "its checkpoints, a rosellm checkpoint (.pt), or the default, which is fetched on first use."
         ),
     ] = DEFAULT_MODEL.name
     served_model_name: Annotated[str, Meta(description="Name that clients use; empty: taken from the model.")] = ""
@@ -66,6 +66,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: seeded random weights of the model's shapes, for tests.")
     ] = "auto"
+
+    source: Annotated[
+        Literal["base", "mid", "sft", "rl"],
+        Meta(description="With --model nanochat: the training that made the model."),
+    ] = "sft"
+    model_tag: Annotated[
+        str, Meta(description="With --model nanochat: the model's tag, such as d20; empty: the deepest.")
+    ] = ""
+    step: Annotated[CountOrAuto, Meta(description="Of a nanochat checkpoint; 0: the last.")] = 0
+    calculator: Annotated[
+        bool, Meta(description="What nanochat's models ask of their calculator is computed and told to them.")
+    ] = True
 
     tool_parser: Annotated[
         Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],

@@ -25,6 +25,7 @@ from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.keys import Keys
 from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
+from gateway.model.nanochat import NanochatChoice
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
 from gateway.siblings.first import Siblings
 from gateway.siblings.messages import HTTP, Model, Setup
@@ -74,10 +75,7 @@ def serve(config: Config, around: Surroundings) -> int:
         bound = bind if config.gateways == 1 else bind_shared
         listener = bound(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
-            request = ModelRequest(
-                config.model, config.served_model_name, config.load_format == "dummy", config.tokenizer
-            )
-            resolved = resolve_model(request, around.environ, display.report)
+            resolved = resolve_model(model_request(config), around.environ, display.report)
             return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
     finally:
         gc.enable()
@@ -105,16 +103,13 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     spans: Spans | None = None
     try:
         ready, model, loading_s = await _start(plan, supervisor, siblings, signals, display)
-        if plan.resolved.tokenizer is not None:
-            from gateway.model.load import fitted
-
-            model = fitted(model, ready.vocab_size, ready.max_model_len)
         display.close()
+        from gateway.assembly import Running, keep_what_is_there, known, server_of  # imported by now: see _load
+
+        model = known(model, plan.resolved, ready)
         metrics.model = model.name
         if plan.config.vllm_metric_names:
             metrics.also_as_vllm()
-        from gateway.assembly import Running, keep_what_is_there, server_of  # imported by now: see _load
-
         spans = spans_of(plan.config, model.name)
         told = (signals, supervisor.watch, supervisor.folder)
         running = Running(
@@ -206,6 +201,12 @@ def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> No
         print(ready_line(started), file=plan.around.out.file, flush=True)
     else:
         print_summary(plan.around.out, started)
+
+
+def model_request(config: Config) -> ModelRequest:
+    nanochat = NanochatChoice(config.source, config.model_tag, config.step)
+    is_dummy = config.load_format == "dummy"
+    return ModelRequest(config.model, config.served_model_name, is_dummy, config.tokenizer, nanochat)
 
 
 def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:

@@ -23,8 +23,8 @@ MAX_SNAPSHOT_CELLS = 1024
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that an engine process is told. JSON on its standard input, which stays open as long as its parent lives."""
 
-    model: str  # path of a .gguf file, of a folder with config.json or of a rosellm checkpoint
-    format: Literal["gguf", "safetensors", "dummy", "rosellm"]  # dummy: seeded random weights for a config.json
+    model: str  # path of a .gguf file, of a folder with config.json, or of a checkpoint of rosellm or nanochat
+    format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"]  # dummy: seeded weights for a config.json
     socket_path: str
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -29,7 +29,9 @@ class Checkpoint(Protocol):
         """
 
 
-def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy", "rosellm"], seed: int) -> Checkpoint:
+def open_checkpoint(
+    path: Path, format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"], seed: int
+) -> Checkpoint:
     """Reads headers only. Raises ModelRefused, in one line, for what cannot be served."""
     if format == "gguf":
         from engine.loaders.gguf import GgufCheckpoint
@@ -43,6 +45,10 @@ def open_checkpoint(path: Path, format: Literal["gguf", "safetensors", "dummy", 
         from engine.loaders.rosellm import RosellmCheckpoint
 
         return RosellmCheckpoint(path)
+    if format == "nanochat":
+        from engine.loaders.nanochat import NanochatCheckpoint
+
+        return NanochatCheckpoint(path)
     from engine.loaders.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(path)

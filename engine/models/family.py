@@ -12,9 +12,11 @@ from torch import Tensor
 from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused
 from engine.kvcache import KVCache
-from engine.models import gpt2, products, spec, weights
+from engine.models import gpt2, nanochat, products, spec, weights
 from engine.models.decoder import Decoder
 from engine.models.gpt2 import Gpt2Decoder, Gpt2Spec
+from engine.models.nanochat import NanochatDecoder, NanochatWeights
+from engine.models.nanochat_spec import NanochatSpec
 from engine.models.spec import ModelSpec, Shape
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class Family:
     has_kernels: bool = False  # engine/cuda and engine/native compute it
     prefix: str = ""  # that names in safetensors may have
     unread: Callable[[str], bool] = lambda name: False  # buffers that some files hold, and nobody needs
+    reads_prev_ids: Callable[[Any], bool] = lambda spec: False  # batches then have them
 
 
 def _llama(
@@ -68,6 +71,12 @@ def _gpt2(
     opened: Opened, loaded: gpt2.Gpt2Weights, cache: KVCache, attention: AttentionBackend[Any], length: int
 ) -> Gpt2Decoder:
     return Gpt2Decoder(opened.spec, loaded, cache, attention)
+
+
+def _nanochat(
+    opened: Opened, loaded: NanochatWeights, cache: KVCache, attention: AttentionBackend[Any], length: int
+) -> NanochatDecoder:
+    return NanochatDecoder(opened.spec, loaded, cache, attention, length)
 
 
 FAMILIES: Mapping[type, Family] = {
@@ -88,6 +97,14 @@ FAMILIES: Mapping[type, Family] = {
         _gpt2,
         prefix="transformer.",
         unread=lambda name: name.endswith((".attn.bias", ".attn.masked_bias")),
+    ),
+    NanochatSpec: Family(
+        nanochat.allocate,
+        nanochat.destinations,
+        lambda shape, loaded: None,
+        nanochat.pack,
+        _nanochat,
+        reads_prev_ids=lambda shape: shape.smears,
     ),
 }
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Shape]] = {

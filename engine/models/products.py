@@ -43,5 +43,5 @@ def _pack_layer(layer: LayerWeights) -> None:
 
 
 def packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return packed
+    ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return ordered

@@ -1,18 +1,23 @@
-"""A model as the gateway serves it, from a GGUF file or a folder. Reads no weights."""
+"""A model as the gateway serves it, from a GGUF file, a folder or a nanochat checkpoint. Reads no weights."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import Struct
+
 from gateway.answers.reasoning import reasoning_format
 from gateway.chat.jinja import JinjaTemplate
+from gateway.chat.nanochat import BOS, MARKERS, TURNS, NanochatTemplate
 from gateway.errors import ModelError
 from gateway.model.served import ServedModel
+from gateway.tokenizer import hf_json
 from gateway.tokenizer.bpe_tokenizer import BpeTokenizer
 from gateway.tokenizer.build import load_from_folder, load_from_gguf
 from gateway.tokenizer.gguf_header import read_metadata
 from gateway.tokenizer.metadata import ModelMetadata, folder_metadata, folder_vocab_size, gguf_metadata
+from gateway.tokenizer.nanochat import read_tokenizer
 from gateway.tools.choose import choose
 
 
@@ -59,6 +64,42 @@ def fitted(model: ServedModel, vocab_size: int, context_length: int) -> ServedMo
 def _read_tokenizer(path: Path) -> tuple[BpeTokenizer, ModelMetadata]:
     tokenizer = load_from_folder(path)
     return tokenizer, folder_metadata(path, tokenizer.special_ids, context_length=0)
+
+
+def load_nanochat(path: Path, tokenizer_path: Path, name: str, created: int, tool_parser: str = "auto") -> ServedModel:
+    """Of a nanochat checkpoint, whose model_<step>.pt is at `path`. Raises ModelError."""
+    meta = hf_json.read(path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json"), MetaJson)
+    config, tokenizer = meta.model_config, read_tokenizer(tokenizer_path)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ModelError(
+            f"{tokenizer_path} has {tokenizer.vocab_size} tokens, and {path} was trained with {config.vocab_size}"
+        )
+    special = tokenizer.special_ids
+    bos = special.get(BOS, special.get("<|endoftext|>"))
+    chats = {BOS, *TURNS, *MARKERS} <= special.keys()
+    ends = (special.get("<|assistant_end|>"), bos)
+    return ServedModel(
+        name=name,
+        created=created,
+        tokenizer=tokenizer,
+        chat_template=NanochatTemplate(tokenizer) if chats else None,
+        eos_ids=tuple(id for id in ends if id is not None),
+        bos_id=bos,
+        add_bos=bos is not None,
+        context_length=config.sequence_len,
+        tool_format=choose("", special, None, None if tool_parser == "auto" else tool_parser),
+        visible_ids=frozenset(special[marker] for marker in MARKERS if chats),
+        calculates=chats,
+    )
+
+
+class ModelConfigJson(Struct):
+    sequence_len: int
+    vocab_size: int
+
+
+class MetaJson(Struct):
+    model_config: ModelConfigJson
 
 
 def _read_gguf(path: Path) -> tuple[BpeTokenizer, ModelMetadata]:

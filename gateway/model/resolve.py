@@ -1,17 +1,19 @@
-"""What --model means: the default by name, a .gguf file, a folder, a rosellm checkpoint, or a name on the hub. Gives
-paths on this disk."""
+"""What --model means: the default by name, a .gguf file, a folder, a checkpoint of nanochat or rosellm, or a name on
+the hub. Gives paths on this disk."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from gateway.errors import ModelError
+from gateway.model import nanochat
 from gateway.model.fetch import DEFAULT_MODEL, Report, cache_folder, default_model_path, silent
+from gateway.model.nanochat import NanochatChoice, NanochatFiles
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TEXT_FILES = (
@@ -30,9 +32,9 @@ Download = Callable[[str, list[str]], str]
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
     path: Path  # a file or a folder
-    format: Literal["gguf", "safetensors", "dummy", "rosellm"]
+    format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"]
     name: str  # what clients call it
-    tokenizer: Path | None = None  # a folder; None: the model's own
+    tokenizer: Path | None = None  # a folder, or nanochat's pickle; None: the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class ModelRequest:
     served_name: str = ""  # empty: taken from the model
     dummy_weights: bool = False  # a folder then needs no *.safetensors
     tokenizer: str = ""  # a folder or a name on the hub; empty: the model's own
+    nanochat: NanochatChoice = field(default_factory=NanochatChoice)
 
 
 def resolve_model(
@@ -59,6 +62,14 @@ def _model(
     request: ModelRequest, environ: Mapping[str, str], report: Report, download: Download | None
 ) -> ResolvedModel:
     model, path = request.model, Path(request.model).expanduser()
+    if model == nanochat.SCHEME:
+        return _nanochat(request, nanochat.find(request.nanochat, environ))
+    if request.nanochat.tag:
+        raise ModelError(f"--model-tag goes with --model {nanochat.SCHEME}, not with {model}")
+    if nanochat.is_checkpoint(path):
+        return _nanochat(request, nanochat.find_at(path, request.nanochat.step, environ))
+    if request.nanochat.step:
+        raise ModelError(f"--step goes with nanochat's checkpoints, and {model} is none")
     if model.casefold() == DEFAULT_MODEL.name.casefold():
         return _resolved(request, default_model_path(cache_folder(environ), environ, report), DEFAULT_MODEL.name)
     if path.exists():
@@ -69,6 +80,12 @@ def _model(
     raise ModelError(
         f"no model {model!r}: neither the name {DEFAULT_MODEL.name}, nor a file or folder here, nor org/name on the hub"
     )
+
+
+def _nanochat(request: ModelRequest, files: NanochatFiles) -> ResolvedModel:
+    if request.dummy_weights:
+        raise ModelError("--load-format dummy is not for nanochat's checkpoints")
+    return ResolvedModel(files.weights, "nanochat", request.served_name or files.name, files.tokenizer)
 
 
 def _resolved(request: ModelRequest, path: Path, own_name: str) -> ResolvedModel:

@@ -42,3 +42,5 @@ class ServedModel:
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # from generation_config.json
     tool_format: ToolFormat = field(default_factory=HermesFormat)
     reasoning: ReasoningFormat | None = None  # None: its template knows no reasoning
+    visible_ids: frozenset[int] = frozenset()  # control tokens that are part of an answer's text
+    calculates: bool = False  # it was trained to call nanochat's calculator

@@ -13,7 +13,7 @@ from gateway.answers.choice import Delta
 from gateway.answers.generation import Generation
 from gateway.answers.mailbox import Mailbox
 from gateway.answers.parts import Text
-from gateway.assembly import http_settings
+from gateway.assembly import engine_for, http_settings
 from gateway.config import Config
 from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import Supervisor
@@ -198,7 +198,7 @@ def session_of(
     config: Config, model: ServedModel, engine: SocketEngine, metrics: Metrics, supervisor: Supervisor
 ) -> Session:
     engine.teach(vocabulary_of(model))
-    services = Services(engine, model, Drain(), metrics, settings_of(config))
+    services = Services(engine_for(model, engine, config), model, Drain(), metrics, settings_of(config))
     return Session(services, supervisor, Room(config.max_waiting, max(1, config.max_waiting_tokens // 2)))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,10 +17,10 @@ from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import EngineSetup, Supervisor
 from gateway.metrics import Metrics
 from gateway.model.fetch import Report, silent
-from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
-from gateway.serve import engine_config
+from gateway.model.resolve import ResolvedModel, resolve_model
+from gateway.serve import engine_config, model_request
 from gateway.startup import Display
-from scheduler.protocol import Progress
+from scheduler.protocol import Progress, Ready
 
 if TYPE_CHECKING:
     from gateway.offline.session import Session
@@ -56,8 +55,7 @@ def settle(model: str, options: Mapping[str, OptionValue]) -> Config:
 
 def find(config: Config, environ: Mapping[str, str], report: Report) -> Plan:
     """Fetches what is not on this disk yet. Blocks. Raises ModelError."""
-    request = ModelRequest(config.model, config.served_model_name, config.load_format == "dummy")
-    return Plan(config, resolve_model(request, environ, report), environ)
+    return Plan(config, resolve_model(model_request(config), environ, report), environ)
 
 
 async def open_session(plan: Plan, report: Report) -> Session:
@@ -73,7 +71,7 @@ async def open_session(plan: Plan, report: Report) -> Session:
     threads = ThreadPoolExecutor(1, thread_name_prefix="load")
     try:
         opened = await asyncio.get_running_loop().run_in_executor(threads, _load, plan)
-        await starting
+        return opened(engine, metrics, supervisor, await starting)
     except BaseException:
         starting.cancel()
         with suppress(BaseException):  # the first failure counts
@@ -82,15 +80,19 @@ async def open_session(plan: Plan, report: Report) -> Session:
         raise
     finally:
         threads.shutdown(wait=False)
-    return opened(engine, metrics, supervisor)
 
 
-def _load(plan: Plan) -> Callable[[SocketEngine, Metrics, Supervisor], Session]:
+def _load(plan: Plan) -> Callable[[SocketEngine, Metrics, Supervisor, Ready], Session]:
     """In a thread: most of a second, in which the engine imports torch."""
-    from gateway.assembly import load
+    from gateway.assembly import known, load
     from gateway.offline.session import session_of
 
-    return partial(session_of, plan.config, load(plan.resolved, plan.config))
+    model = load(plan.resolved, plan.config)
+
+    def opened(engine: SocketEngine, metrics: Metrics, supervisor: Supervisor, ready: Ready) -> Session:
+        return session_of(plan.config, known(model, plan.resolved, ready), engine, metrics, supervisor)
+
+    return opened
 
 
 def display(progress: bool | None) -> Display | None:

@@ -167,9 +167,9 @@ def check_grammar(params: SamplingParams, request: GenerateRequest) -> None:
 
 
 def with_visible(rules: TextRules, request: GenerateRequest, model: ServedModel) -> TextRules:
-    if request.skip_special_tokens is not False:
-        return rules
-    return replace(rules, visible_ids=frozenset(model.tokenizer.special_ids.values()))
+    if request.skip_special_tokens is False:
+        return replace(rules, visible_ids=frozenset(model.tokenizer.special_ids.values()))
+    return replace(rules, visible_ids=rules.visible_ids | model.visible_ids) if model.visible_ids else rules
 
 
 def _top_k(request: GenerateRequest, defaults: Mapping[str, float], vocab_size: int) -> int:

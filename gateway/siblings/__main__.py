@@ -15,14 +15,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.assembly import Running, keep_what_is_there, load, server_of
+from gateway.assembly import Running, keep_what_is_there, known, load, server_of
 from gateway.engines.socket import SocketEngine
 from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.port import bind
 from gateway.http.ratelimit import Accounts
 from gateway.logs import configure_logging
 from gateway.metrics import Metrics
-from gateway.model.load import fitted
 from gateway.serve import keys_of, spans_of
 from gateway.siblings.link import Link, follow
 from gateway.siblings.messages import HTTP, Setup
@@ -64,8 +63,7 @@ async def _serve(setup: Setup) -> int:
             model = await asyncio.to_thread(load, resolved, config)
             if not await _unless_stopped(_value(ready), signals):
                 return 0
-            if resolved.tokenizer is not None:
-                model = fitted(model, ready.result().vocab_size, ready.result().max_model_len)
+            model = known(model, resolved, ready.result())
             metrics.model = model.name
             spans = spans_of(config, model.name)
             running = Running(

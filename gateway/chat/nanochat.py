@@ -1,0 +1,82 @@
+"""Conversations as nanochat's models were trained on them: control tokens around each message, no template.
+
+    <|bos|> <|user_start|> text <|user_end|> <|assistant_start|> text <|assistant_end|> ... <|assistant_start|>
+
+A text of the system stands before the next user's. In what the assistant has said, calls of its calculator and their
+results become control tokens again; in all other text a literal is only text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gateway.errors import ApiError
+from gateway.timeline.laps import lap
+from gateway.tokenizer.base import Tokenizer
+
+TURNS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
+MARKERS = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
+BOS = "<|bos|>"
+_BLOCK = re.compile(r"<\|(python|output)_start\|>(.*?)<\|\1_end\|>", re.DOTALL)
+
+
+class NanochatTemplate:
+    source = ""
+    variables: frozenset[str] = frozenset()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """The tokenizer has the control tokens above."""
+        self._tokenizer = tokenizer
+        self._special = tokenizer.special_ids
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        with lap("tokenize"):
+            ids = [self._special[BOS], *self._turns(messages)]
+        if continue_final:
+            return ids[:-1]
+        return [*ids, self._special["<|assistant_start|>"]] if add_generation_prompt else ids
+
+    def _turns(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+        instructions: list[str] = []
+        for index, message in enumerate(messages):
+            role, text = message["role"], str(message.get("content") or "")
+            if role == "system":
+                instructions.append(text)
+            elif role == "user":
+                yield self._special["<|user_start|>"]
+                yield from self._tokenizer.encode("\n\n".join([*instructions, text]))
+                yield self._special["<|user_end|>"]
+                instructions = []
+            elif role == "assistant" and not instructions:
+                yield self._special["<|assistant_start|>"]
+                yield from self._said(text)
+                yield self._special["<|assistant_end|>"]
+            else:
+                raise _refused(f"messages[{index}]", "this model's conversations have no such place for it")
+        if instructions:
+            raise _refused("messages", "a message of the system must stand before one of the user")
+
+    def _said(self, text: str) -> Iterator[int]:
+        done = 0
+        for block in _BLOCK.finditer(text):
+            yield from self._tokenizer.encode(text[done : block.start()])
+            yield self._special[f"<|{block[1]}_start|>"]
+            yield from self._tokenizer.encode(block[2])
+            yield self._special[f"<|{block[1]}_end|>"]
+            done = block.end()
+        yield from self._tokenizer.encode(text[done:])
+
+
+def _refused(where: str, why: str) -> ApiError:
+    return ApiError(
+        400, f"The chat template does not take these messages: {why}.", param=where, code="chat_template_error"
+    )

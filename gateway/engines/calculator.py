@@ -1,0 +1,227 @@
+"""An engine whose sequences may use nanochat's calculator: an expression between <|python_start|> and <|python_end|> is
+computed, and its result goes into the answer as if the model had written it, inside <|output_start|> <|output_end|>.
+
+    generated        forced                           generated
+    ... expr end  |  output_start result output_end  | ...
+                  ^ the sequence ends here in the engine, and comes back under its id with all that is left of it
+
+The engine behind knows nothing of it: it is asked to stop at <|python_end|>, and then given prompt, answer and result
+as a new prompt, most of which its prefix cache still has. Noise depends on seed and position, so what is drawn is what
+an answer in one piece would have had; of penalties, those for presence and frequency begin anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gateway.engines.client import EngineClient, EngineUnavailable, Sink
+from gateway.tokenizer.base import Tokenizer
+from gateway.tools.arithmetic import calculate
+from scheduler.plan import TokenLogprob
+from scheduler.protocol import EngineStats, Output, Ready, Snapshot, Submit
+from scheduler.types import FinishReason, Rejected
+
+FULL_WAIT_S = 30.0  # as long as an answer that has begun waits for a place in a full queue
+RETRY_S = 0.1
+CERTAIN = TokenLogprob(0.0, [], [])
+
+log = logging.getLogger("headrace.calculator")
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: Submit  # as it was asked for
+    seed: int
+    sink: Sink
+    answer: list[int] = field(default_factory=list)  # forced tokens too
+    block: int | None = None  # where in `answer` the expression begins; None: there is none
+    continued: asyncio.Task[None] | None = None  # on its way back into the engine
+    num_parts: int = 1
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.request.params.max_tokens - len(self.answer)
+
+    def note(self, tokens: list[int], start: int) -> None:
+        for token in tokens:
+            self.answer.append(token)
+            if token == start:
+                self.block = len(self.answer)
+
+
+class CalculatingEngine:
+    """An EngineClient in front of another one."""
+
+    def __init__(
+        self, engine: EngineClient, tokenizer: Tokenizer, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """The tokenizer has nanochat's control tokens."""
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._sleep = sleep
+        special = tokenizer.special_ids
+        self._start, self._end = special["<|python_start|>"], special["<|python_end|>"]
+        self._output_start, self._output_end = special["<|output_start|>"], special["<|output_end|>"]
+        self._sequences: dict[int, _Sequence] = {}
+
+    @property
+    def ready(self) -> Ready | None:
+        return self._engine.ready
+
+    @property
+    def stats(self) -> EngineStats | None:
+        return self._engine.stats
+
+    @property
+    def num_held(self) -> int:
+        """Sequences that may still calculate."""
+        return len(self._sequences)
+
+    def new_ids(self, count: int) -> list[int]:
+        return self._engine.new_ids(count)
+
+    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
+        self._engine.watch(for_s, told)
+
+    async def submit(self, request: Submit, sink: Sink) -> None:
+        params = request.params
+        if params.grammar is not None or self._end in params.stop_ids:  # an answer of a fixed form; or its end is here
+            return await self._engine.submit(request, sink)
+        for seq_id, seed in zip(request.seq_ids, request.seeds, strict=True):
+            self._sequences[seq_id] = _Sequence(request, seed, sink)
+        try:
+            await self._engine.submit(self._stopping(request), _Ears(self, request.seq_ids, sink))
+        except BaseException:
+            self._forget(request.seq_ids)
+            raise
+
+    def _stopping(self, request: Submit) -> Submit:
+        params = request.params
+        stops = msgspec.structs.replace(params, stop_ids=(*params.stop_ids, self._end))
+        return msgspec.structs.replace(request, params=stops)
+
+    def abort(self, seq_ids: list[int]) -> None:
+        self._forget(seq_ids)
+        self._engine.abort(seq_ids)
+
+    def _forget(self, seq_ids: list[int]) -> None:
+        for seq_id in seq_ids:
+            sequence = self._sequences.pop(seq_id, None)
+            if sequence is not None and sequence.continued is not None:
+                sequence.continued.cancel()
+
+    # outputs
+
+    def deliver(self, output: Output) -> None:
+        """Of a sequence that came through here."""
+        sequence = self._sequences.get(output.seq_id)
+        if sequence is None:
+            return
+        sequence.note(output.tokens, self._start)
+        if sequence.num_parts > 1:
+            output = msgspec.structs.replace(output, first=None)  # that was told with the first part
+        if output.finish != "stop" or output.tokens[-1:] != [self._end]:
+            if output.finish is not None:
+                del self._sequences[output.seq_id]
+            sequence.sink.deliver(output)
+            return
+        sequence.sink.deliver(msgspec.structs.replace(output, finish=None))
+        if output.seq_id in self._sequences:  # and not aborted for what it was told
+            self._go_on(output.seq_id, sequence)
+
+    def _go_on(self, seq_id: int, sequence: _Sequence) -> None:
+        ready = self.ready
+        context = len(sequence.request.prompt) + len(sequence.answer)
+        room = min(sequence.room, 0 if ready is None else ready.max_model_len - context)
+        forced = self._result(sequence)[: max(room, 0)]
+        sequence.block = None
+        sequence.answer += forced
+        is_over = len(forced) >= room
+        if forced or is_over:
+            self._tell(seq_id, sequence, forced, "length" if is_over else None)
+        if not is_over and seq_id in self._sequences:
+            sequence.num_parts += 1
+            sequence.continued = asyncio.create_task(self._continue(seq_id, sequence))
+
+    def _result(self, sequence: _Sequence) -> list[int]:
+        """What is put behind the block that has just ended: nothing, where there is no result."""
+        expression = [] if sequence.block is None else sequence.answer[sequence.block : -1]
+        result = calculate(self._tokenizer.decode(expression, skip_special=False)) if expression else None
+        if result is None:
+            return []
+        return [self._output_start, *self._tokenizer.encode(result), self._output_end]
+
+    def _tell(self, seq_id: int, sequence: _Sequence, tokens: list[int], finish: FinishReason | None) -> None:
+        if finish is not None:
+            del self._sequences[seq_id]
+        wants = sequence.request.params.logprobs is not None
+        sequence.sink.deliver(Output(seq_id, tokens, finish, [CERTAIN] * len(tokens) if wants else None))
+
+    async def _continue(self, seq_id: int, sequence: _Sequence) -> None:
+        request = self._stopping(_rest_of(seq_id, sequence))
+        try:
+            await self._submit_patiently(request, _Ears(self, [seq_id], sequence.sink))
+        except EngineUnavailable as error:
+            self._sequences.pop(seq_id, None)
+            sequence.sink.fail(error.message)
+        except Rejected as refusal:
+            log.warning("an answer that has used its calculator cannot go on: %s", refusal.message)
+            self._give_up(seq_id, sequence)
+        except Exception:  # nobody waits for this task, but somebody for the answer
+            log.exception("an answer that has used its calculator cannot go on")
+            self._give_up(seq_id, sequence)
+        finally:
+            sequence.continued = None
+
+    def _give_up(self, seq_id: int, sequence: _Sequence) -> None:
+        if seq_id in self._sequences:
+            self._tell(seq_id, sequence, [], "error")
+
+    async def _submit_patiently(self, request: Submit, sink: Sink) -> None:
+        for _ in range(round(FULL_WAIT_S / RETRY_S)):
+            try:
+                return await self._engine.submit(request, sink)
+            except Rejected as refusal:
+                if refusal.code != "queue_full":
+                    raise
+            await self._sleep(RETRY_S)
+        return await self._engine.submit(request, sink)
+
+    def fail(self, seq_ids: list[int], sink: Sink, message: str) -> None:
+        self._forget(seq_ids)
+        sink.fail(message)
+
+
+def _rest_of(seq_id: int, sequence: _Sequence) -> Submit:
+    asked, params = sequence.request, sequence.request.params
+    rest = msgspec.structs.replace(
+        params,
+        max_tokens=sequence.room,
+        min_tokens=max(0, params.min_tokens - len(sequence.answer)),
+        prompt_logprobs=None,
+        embed=False,
+    )
+    return msgspec.structs.replace(
+        asked, seq_ids=[seq_id], prompt=[*asked.prompt, *sequence.answer], params=rest, seeds=[sequence.seed]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ears:
+    """The Sink that the engine behind is given."""
+
+    engine: CalculatingEngine
+    seq_ids: list[int]
+    sink: Sink
+
+    def deliver(self, output: Output) -> None:
+        self.engine.deliver(output)
+
+    def fail(self, message: str) -> None:
+        self.engine.fail(self.seq_ids, self.sink, message)
