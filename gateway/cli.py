@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from bench.flags import bench
+from chat.flags import chat
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
@@ -144,4 +145,5 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 app.command("serve")(_with_options(serve))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
+app.command("chat")(chat)
 app.command("top")(top)
