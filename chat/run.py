@@ -21,7 +21,7 @@ from chat.conversation import Conversation
 from chat.flags import Flags
 from chat.history import History
 from chat.keyboard import Keyboard
-from chat.screen import Plain, Progress, Screen
+from chat.screen import Plain, Progress, Screen, clean
 from chat.server import OwnServer, StartFailed, own_server, server_options
 from chat.settings import Number, SettingError, checked
 from chat.talk import CUT_OFF, HOW_TO_QUIT, Talk
@@ -165,5 +165,5 @@ def _end(signum: int, frame: object) -> None:
 
 
 def _complain(around: Surroundings, message: str, code: int) -> int:
-    print(f"headrace: {' '.join(message.split())}", file=around.stderr)
+    print(f"headrace: {clean(' '.join(message.split()))}", file=around.stderr)
     return code
