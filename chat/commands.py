@@ -72,7 +72,7 @@ class Commands:
 
     def system(self, rest: str) -> Outcome:
         if rest:
-            self.conversation.system = "" if rest.lower() == NONE else rest.strip(MULTI_LINE[0])
+            self.conversation.system = "" if rest.lower() == NONE else rest
         system = self.conversation.system
         return Outcome((f"system: {system}" if system else "no system prompt",))
 

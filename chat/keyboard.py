@@ -92,8 +92,8 @@ def unechoed(terminal: TextIO) -> Iterator[None]:
     before = termios.tcgetattr(terminal)
     quiet = list(before)
     quiet[3] = before[3] & ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSANOW, before)

@@ -38,8 +38,9 @@ class Talk:
         while True:
             try:
                 outcome = commands.run(self.keyboard.message())
+                write = screen.error if outcome.is_error else screen.note
                 for line in outcome.lines:
-                    screen.error(line) if outcome.is_error else screen.note(line)
+                    write(line)
                 if outcome.then is Then.END:
                     return 0
                 if outcome.question is not None and not self._ask(outcome.question):

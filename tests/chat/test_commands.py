@@ -97,6 +97,7 @@ def test_a_message_without_an_answer_can_be_sent_again(commands: Commands) -> No
 def test_the_system_prompt(commands: Commands) -> None:
     assert told(commands, "/system") == "no system prompt"
     assert told(commands, "/system Be brief.\nAnd kind.") == "system: Be brief.\nAnd kind."
+    assert told(commands, '/system Say "yes"') == 'system: Say "yes"'
     assert told(commands, "/system none") == "no system prompt"
 
 

@@ -30,8 +30,9 @@ class Terminal:
         self._environ |= {"HEADRACE_MAX_MODEL_LEN": "2048", "HEADRACE_KV_CACHE_MEMORY": "256MiB", "LC_ALL": "C.UTF-8"}
         self._environ.pop("TMUX", None)
 
-    def start(self, *flags: str) -> None:
+    def start(self, *flags: str, output: Path | None = None) -> None:
         command = shlex.join([sys.executable, "-m", "gateway", "chat", *flags])
+        command += f" > {shlex.quote(str(output))}" if output else ""
         self._run("new-session", "-d", "-x", "100", "-y", "40", "-c", str(ROOT), command)
 
     def end(self) -> None:
@@ -193,6 +194,17 @@ def test_ctrl_c_at_a_prompt_ends_nothing(talking: Terminal) -> None:
     talking.wait(lambda text: text.endswith("\n>\nCtrl-D or quit ends; /help lists commands\n>"), "how to quit")
     talking.enter("quit")
     assert talking.exit_code() == 0
+
+
+def test_answers_go_where_standard_output_goes(terminal: Terminal, server: RunningServer, tmp_path: Path) -> None:
+    terminal.start("--url", server.url, "-t", "0", output=tmp_path / "answers")
+    terminal.wait_for_prompt()
+    terminal.ask("What is the capital of France?")
+    terminal.ask("/set temperature 0.5")
+    terminal.press("C-d")
+    assert terminal.exit_code() == 0
+    (answer,) = (tmp_path / "answers").read_text().splitlines()
+    assert "Paris" in answer and "\x1b" not in answer and answer not in terminal.text
 
 
 def test_a_server_of_its_own_shows_its_start_and_ends_with_the_program(terminal: Terminal, gguf_path: Path) -> None:
