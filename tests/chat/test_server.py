@@ -1,6 +1,7 @@
 """A server of its own: started, told of, ended whatever happens. The engine behind it is the fake one."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -27,11 +28,11 @@ def environ(tmp_path: Path, gguf_path: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "HEADRACE_CACHE": str(gguf_path.parent.parent)}
 
 
-def start(environ: dict[str, str], *flags: str) -> subprocess.Popen[str]:
+def start(environ: dict[str, str], *flags: str, stdin: int = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "gateway", "chat", *flags],
         env=environ,
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,14 +62,30 @@ def test_an_answer_and_nothing_is_left(environ: dict[str, str], tmp_path: Path) 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_the_program(environ: dict[str, str], tmp_path: Path, signum: signal.Signals) -> None:
-    """While it starts or answers: whichever it is by then."""
-    process = start(environ, "--prompt", "Hello")
-    with process:
+    ours, terminal = pty.openpty()
+    try:
+        with start(environ, stdin=terminal) as process:
+            assert process.stderr
+            told = ""
+            while not told.endswith("\n> "):  # it waits for a message
+                told += process.stderr.read(1) or pytest.fail(f"it ended: {told}")
+            pids = started(tmp_path)
+            assert not is_gone(pids)
+            process.send_signal(signum)
+            assert process.wait(PATIENCE_S) == (-signum if signum == signal.SIGKILL else 128 + signum)
+            eventually(lambda: is_gone(pids), "the server has ended")
+    finally:
+        os.close(ours)
+        os.close(terminal)
+
+
+def test_ctrl_c_ends_a_start(environ: dict[str, str], tmp_path: Path) -> None:
+    with start(environ, "--prompt", "Hello") as process:
         pids = started(tmp_path)
-        process.send_signal(signum)
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
-        eventually(lambda: is_gone(pids), "the server has ended")
+    assert process.returncode == 128 + signal.SIGINT
+    assert is_gone(pids)
 
 
 @pytest.mark.parametrize(
