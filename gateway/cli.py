@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from bench.flags import bench
+from chat.flags import chat
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
@@ -172,4 +173,5 @@ app.command("serve")(_with_options(serve))
 app.command("roseinfer")(_with_options(roseinfer, _roseinfer_parameters()))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
+app.command("chat")(chat)
 app.command("top")(top)

@@ -97,6 +97,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drain_timeout: Annotated[
         Seconds, Meta(description="Seconds that running requests are given to end after SIGTERM.")
     ] = 30.0
+    end_with_stdin: Annotated[
+        bool, Meta(description="End as after SIGTERM when standard input is closed: for programs that start a server.")
+    ] = False
 
     api_key: Annotated[
         str, Meta(min_length=1, description="Key that clients must send; its variable is better hidden than its flag.")

@@ -21,7 +21,7 @@ from rich.console import Console
 from gateway.config import Config, ConfigError
 from gateway.engines.socket import SocketEngine
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
-from gateway.http.ending import Signals, end_stragglers, within
+from gateway.http.ending import Signals, end_stragglers, end_with_stdin, within
 from gateway.http.keys import Keys
 from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
@@ -67,6 +67,8 @@ def serve(config: Config, around: Surroundings) -> int:
     """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed, GatewayFailed or
     Stopped."""
     began = around.clock()
+    if config.end_with_stdin:
+        end_with_stdin()
     gc.disable()  # until keep_what_is_there, for a start only makes what stays
     try:
         keys = keys_of(config, around.clock)

@@ -1,4 +1,4 @@
-"""Who may import whom: gateway -> scheduler <- engine, the flags of bench, and nothing else across rooms."""
+"""Who may import whom: gateway -> scheduler <- engine, the flags of bench and chat, and nothing else across rooms."""
 
 import ast
 import subprocess
@@ -9,27 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("gateway", "scheduler", "engine", "bench")
+ROOMS = ("gateway", "scheduler", "engine", "bench", "chat")
 ALLOWED_ROOMS = {
-    "gateway": {"gateway", "scheduler.protocol", "scheduler.types", "scheduler.plan", "bench.flags"},
+    "gateway": {"gateway", "scheduler.protocol", "scheduler.types", "scheduler.plan", "bench.flags", "chat.flags"},
     "scheduler": {"scheduler"},
     "engine": {"engine", "scheduler"},
     "bench": {"bench"},
+    "chat": {"chat"},
 }
+CLIENT = {"torch", "numba", "starlette", "hypercorn", "tiktoken", "jinja2", "prometheus_client", "aiohttp", "httpx"}
 FORBIDDEN_LIBRARIES = {
     "gateway": {"torch", "numba", "safetensors"},
     "engine": {"starlette", "hypercorn", "sse_starlette", "tiktoken", "jinja2", "typer", "rich", "prometheus_client"},
-    "bench": {
-        "torch",
-        "numba",
-        "starlette",
-        "hypercorn",
-        "tiktoken",
-        "jinja2",
-        "prometheus_client",
-        "aiohttp",
-        "httpx",
-    },
+    "bench": CLIENT,
+    "chat": CLIENT,
 }
 
 
@@ -76,6 +69,11 @@ def test_imports_point_one_way(room: str) -> None:
         ("bench", "gateway.config"),
         ("bench", "scheduler.types"),
         ("bench", "httpx"),
+        ("chat", "gateway.config"),
+        ("chat", "bench.http1"),
+        ("chat", "httpx"),
+        ("gateway", "chat.run"),
+        ("engine", "chat.client"),
         ("engine", "gateway.answers.text"),
         ("engine", "tiktoken"),
     ],

@@ -13,7 +13,7 @@ def section(room: str) -> str:
     return STRUCTURE.split(f"\n## {room}\n")[1].split("\n## ")[0]
 
 
-@pytest.mark.parametrize("room", ["gateway", "scheduler", "engine", "bench"])
+@pytest.mark.parametrize("room", ["gateway", "scheduler", "engine", "bench", "chat"])
 def test_every_module_is_on_the_map_and_nothing_else(room: str) -> None:
     files = (path.relative_to(ROOT / room) for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py")
     modules = {".".join(path.with_suffix("").parts) for path in files}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from typing import Any
 
 STRAGGLER_S = 0.5
@@ -39,6 +41,20 @@ class Signals:
     def exit_code(self) -> int:
         """0 after a drain; as a shell reports a signal, where it was cut short."""
         return 128 + self.last if self.last is not None and self.hurry.is_set() else 0
+
+
+def end_with_stdin() -> None:
+    """SIGTERM to this process once whoever holds the other end of its standard input is gone, killed or not."""
+
+    def watch() -> None:
+        try:
+            while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
+                pass
+        except OSError:
+            pass  # there is none: it is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="standard input", daemon=True).start()
 
 
 async def within(seconds: float, task: asyncio.Task[Any], hurry: asyncio.Event) -> None:

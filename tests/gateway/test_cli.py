@@ -174,6 +174,23 @@ def test_a_summary_then_answers_then_a_clean_end(environ: dict[str, str]) -> Non
     assert "weights ..." in errors.splitlines()
 
 
+def test_a_server_ends_with_its_standard_input_where_it_is_told_to(environ: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "gateway", "serve", "--end-with-stdin"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environ, text=True, **pipes) as process:
+        try:
+            url = url_of(summary(process))
+            assert process.stdin
+            process.stdin.write("not the end")
+            process.stdin.flush()
+            with urllib.request.urlopen(url + "/models", timeout=PATIENCE_S) as answer:
+                assert answer.status == 200
+            process.stdin.close()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
 def test_the_curl_line_of_the_summary_answers_as_it_stands(environ: dict[str, str]) -> None:
     with serving(environ) as process:
         line = summary(process)[-1]
