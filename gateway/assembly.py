@@ -23,7 +23,7 @@ from gateway.metrics import Metrics
 from gateway.model.load import load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
-from gateway.services import HttpSettings, Services
+from gateway.services import HttpSettings, Services, WebDefaults
 from gateway.timeline.store import Timelines, TimelineSink
 
 YOUNG_OBJECTS = 20_000  # that start a collection: of some seventy requests
@@ -96,6 +96,7 @@ def http_settings(config: Config) -> HttpSettings:
         max_temperature=config.max_temperature,
         max_top_k=config.max_top_k or None,
         max_tokens_limit=config.max_tokens_limit or None,
+        web_defaults=WebDefaults(config.web_temperature, config.web_top_k, config.web_max_tokens),
         responses_store=config.responses_store,
         responses_store_bytes=config.responses_store_memory,
         max_background=config.max_background,

@@ -6,16 +6,17 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from getpass import getpass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from bench.flags import bench
+from gateway.chat_web import command as chat_web
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
@@ -46,11 +47,23 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def serve(**given: str | bool | None) -> None:
     """Serve a model. Each option is also a HEADRACE_* variable and a key of the --config file."""
+    _serve(given, {})
+
+
+def nanochat_web(num_gpus: int, **given: str | bool | None) -> None:
+    """Serve a chat model as nanochat's web server did: POST /chat/completions, /health and /stats, with its flags,
+    defaults and limits. All options of headrace serve are here too."""
+    _serve(given, chat_web.DEFAULTS, num_gpus)
+
+
+def _serve(given: Mapping[str, str | bool | None], defaults: Mapping[str, Any], num_replicas: int = 1) -> NoReturn:
     values = {name: value for name, value in given.items() if value is not None}
     named = values.pop(CONFIG_FLAG.name, None)
     file = Path(str(named)) if named else None
     try:
-        config = load_config(values, file)
+        chat_web.check_replicas(num_replicas)
+        chat_web.check_checkpoint(values, options())
+        config = load_config(values, file, defaults)
     except ConfigError as error:
         form = log_format_of(values, file)
         configure_logging("info", form)
@@ -120,28 +133,38 @@ def _complain(message: str, code: int, form: LogFormat = "text") -> int:
     return code
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, names: Sequence[str] = (), default: str | None = None) -> inspect.Parameter:
     is_switch = option.kind == "switch"
     declared = typer.Option(
         option.flags,
+        *names,
         envvar=option.variable,
         help=option.description + (f" One of {', '.join(option.choices)}." if option.choices else ""),
-        show_default=option.shown_default or False,
+        show_default=(option.shown_default if default is None else default) or False,
         metavar=None if is_switch else METAVARS.get(option.kind, "NAME"),
     )
     annotation: Any = Annotated[(bool if is_switch else str) | None, declared]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives `command` the parameters that typer makes flags of: one for each option of Config."""
-    parameters = [_parameter(option) for option in [CONFIG_FLAG, *options()]]
+def _with(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Gives `command` the parameters that typer makes flags of."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-app.command("serve")(_with_options(serve))
+def _of_nanochat_web() -> list[inspect.Parameter]:
+    replicas: Any = Annotated[int, typer.Option("--num-gpus", "-n", metavar="N", help="Replicas of the model: 1.")]
+    known = chat_web.theirs_first(chat_web.with_checkpoint([CONFIG_FLAG, *options()]))
+    return [
+        inspect.Parameter("num_gpus", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=replicas),
+        *(_parameter(each, chat_web.NAMES.get(each.name, ()), chat_web.shown_default(each)) for each in known),
+    ]
+
+
+app.command("serve")(_with(serve, [_parameter(option) for option in [CONFIG_FLAG, *options()]]))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
 app.command("top")(top)
+app.command("nanochat-web")(_with(nanochat_web, _of_nanochat_web()))

@@ -31,6 +31,7 @@ ENDPOINTS = frozenset(
     {
         "background",
         "chat",
+        "chat_web",
         "completions",
         "count_tokens",
         "dashboard",

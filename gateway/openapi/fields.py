@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.chat_web.limits import ROLES, bounds_of
 from gateway.messages.routes import MAX_STOPS
 from gateway.requests import conversation, convert, structured
 from gateway.requests.chat_prompt import EFFORTS
@@ -454,8 +455,35 @@ def of_server(services: Services) -> dict[str, Schema]:
     bounded = {
         name: {**given[name], "default": model.sampling_defaults.get(name, _DEFAULTS[name])} for name in _DEFAULTS
     }
+    bounded |= _of_chat_web(services)
     bounded["n"] = text("Answers to each prompt.", minimum=1, maximum=settings.max_choices, default=1)
     return bounded
+
+
+def _of_chat_web(services: Services) -> dict[str, Schema]:
+    bounds, defaults = bounds_of(services.settings), services.settings.web_defaults
+    warmth = "How far sampling strays from the most likely token; 0: not at all."
+    drawn = "Only so many of the most likely tokens are drawn from; 0: all."
+    length = "Most tokens of the answer; it ends sooner where the context does."
+    return {
+        "NanochatChatRequest.messages": text(
+            f"The conversation so far, of {bounds.total_chars} characters at most.",
+            items=ref("NanochatMessage"),
+            minItems=1,
+            maxItems=bounds.messages,
+        ),
+        "NanochatChatRequest.temperature": text(
+            warmth, minimum=0, maximum=bounds.max_temperature, default=defaults.temperature
+        ),
+        "NanochatChatRequest.top_k": text(
+            drawn, minimum=bounds.min_top_k, maximum=bounds.max_top_k, default=defaults.top_k
+        ),
+        "NanochatChatRequest.max_tokens": text(
+            length, minimum=1, maximum=bounds.max_tokens, default=defaults.max_tokens
+        ),
+        "NanochatMessage.role": text("Whose message it is.", enum=list(ROLES)),
+        "NanochatMessage.content": text("The text.", minLength=1, maxLength=bounds.message_chars),
+    }
 
 
 def all_fields(services: Services) -> dict[str, Schema]:
