@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.chat_web.types import ChatRequest, Message
+from gateway.chat_web.types import Message
 from gateway.errors import ApiError
 from gateway.services import HttpSettings
 
@@ -24,6 +24,15 @@ class Bounds:
 
 
 NANOCHAT = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says of sampling."""
+
+    temperature: float | None
+    top_k: int | None
+    max_tokens: int | None
 
 
 def bounds_of(settings: HttpSettings) -> Bounds:
@@ -53,17 +62,17 @@ def check_num_messages(count: int, bounds: Bounds) -> None:
         raise _refused("messages", message, "request_too_long")
 
 
-def check(request: ChatRequest, messages: Sequence[Message], bounds: Bounds) -> None:
+def check(asked: Asked, messages: Sequence[Message], bounds: Bounds) -> None:
     _check_lengths(messages, bounds)
     for index, message in enumerate(messages):
         if message.role not in ROLES:
             told = f"Message {index} has invalid role. Must be 'user', 'assistant', or 'system'"
             raise _refused(f"messages[{index}].role", told, "invalid_value")
     low, high = 0.0, bounds.max_temperature
-    if request.temperature is not None and not low <= request.temperature <= high:
+    if asked.temperature is not None and not low <= asked.temperature <= high:
         raise _refused("temperature", f"Temperature must be between {low} and {high}")
-    _check_range("top_k", request.top_k, bounds.min_top_k, bounds.max_top_k)
-    _check_range("max_tokens", request.max_tokens, 1, bounds.max_tokens)
+    _check_range("top_k", asked.top_k, bounds.min_top_k, bounds.max_top_k)
+    _check_range("max_tokens", asked.max_tokens, 1, bounds.max_tokens)
 
 
 def _check_lengths(messages: Sequence[Message], bounds: Bounds) -> None:

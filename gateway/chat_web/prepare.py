@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,17 +12,20 @@ import msgspec
 from msgspec import Raw
 
 from gateway import openai
-from gateway.chat_web.limits import Bounds, bounds_of, check, check_num_messages
+from gateway.chat_web.limits import Asked, Bounds, bounds_of, check, check_num_messages
 from gateway.chat_web.types import ChatRequest, Message
 from gateway.errors import ApiError
 from gateway.requests.convert import Job
 from gateway.requests.explain import Explained, Parameters
-from gateway.requests.parse import decode, others, parse
+from gateway.requests.parse import decode, invalid, others, parse
 from gateway.requests.prepare import Prepared, limits, plan_chat
 from gateway.services import Services, WebDefaults
 from gateway.wires.chat_web import ChatWebWire
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
+INTEGER = "-?[0-9]{1,18}"
+DECIMAL = rf"{INTEGER}(\.[0-9]{{1,18}})?"
 _NAMES = ("temperature", "top_k", "max_tokens")
 
 
@@ -29,13 +33,14 @@ def prepare_chat_web(body: bytes, services: Services) -> Prepared:
     bounds = bounds_of(services.settings)
     parsed = _well_formed(lambda: parse(body, ChatRequest))
     request, ignored = parsed.request, parsed.ignored
+    asked = _well_formed(lambda: _asked(request))
     check_num_messages(len(request.messages), bounds)
     messages = [_message(raw, f"messages[{index}]", ignored) for index, raw in enumerate(request.messages)]
-    check(request, messages, bounds)
-    asked = _with_defaults(request, services.settings.web_defaults, bounds)
-    job, explained = plan_chat(_chat_request(asked, messages, services), ignored, services)
-    job = _as_there(job, asked, limits(services).vocab_size)
-    return Prepared(job, ChatWebWire(), ignored, True, partial(_explain, explained, request, job))
+    check(asked, messages, bounds)
+    given = _with_defaults(asked, services.settings.web_defaults, bounds)
+    job, explained = plan_chat(_chat_request(given, messages, services), ignored, services)
+    job = _as_there(job, given, limits(services).vocab_size)
+    return Prepared(job, ChatWebWire(), ignored, True, partial(_explain, explained, asked, job))
 
 
 def _well_formed(work: Callable[[], T]) -> T:
@@ -54,9 +59,25 @@ def _message(raw: Raw, where: str, ignored: list[str]) -> Message:
     return message
 
 
-def _with_defaults(request: ChatRequest, defaults: WebDefaults, bounds: Bounds) -> WebDefaults:
+def _asked(request: ChatRequest) -> Asked:
+    return Asked(
+        _number("temperature", request.temperature, float, DECIMAL),
+        _number("top_k", request.top_k, int, INTEGER),
+        _number("max_tokens", request.max_tokens, int, INTEGER),
+    )
+
+
+def _number(param: str, value: N | str | None, kind: type[N], form: str) -> N | None:
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(form, value) is None:
+        raise invalid(param, f"Invalid value for {param}: expected a number.", "invalid_type")
+    return kind(value)
+
+
+def _with_defaults(asked: Asked, defaults: WebDefaults, bounds: Bounds) -> WebDefaults:
     """What was asked for, else the defaults as far as this server allows them."""
-    temperature, top_k, max_tokens = request.temperature, request.top_k, request.max_tokens
+    temperature, top_k, max_tokens = asked.temperature, asked.top_k, asked.max_tokens
     default_top_k = min(max(defaults.top_k, bounds.min_top_k), bounds.max_top_k)
     return WebDefaults(
         min(defaults.temperature, bounds.max_temperature) if temperature is None else temperature,
@@ -65,28 +86,28 @@ def _with_defaults(request: ChatRequest, defaults: WebDefaults, bounds: Bounds) 
     )
 
 
-def _chat_request(asked: WebDefaults, messages: list[Message], services: Services) -> openai.ChatRequest:
+def _chat_request(given: WebDefaults, messages: list[Message], services: Services) -> openai.ChatRequest:
     """Without max_tokens, which is cut to the room there is; without top_k, which may be 0 here even where a limit is
     set. All that the model writes is text there, its mark-up too."""
     return openai.ChatRequest(
         model=services.model.name,
         messages=[Raw(openai.encode(message)) for message in messages],
-        temperature=asked.temperature,
+        temperature=given.temperature,
         skip_special_tokens=False,
     )
 
 
-def _as_there(job: Job, asked: WebDefaults, vocab_size: int) -> Job:
+def _as_there(job: Job, given: WebDefaults, vocab_size: int) -> Job:
     """An answer that the context has less room for than was asked ends there, as it would in nanochat."""
     (params,) = job.params
-    top_k = 0 if asked.top_k >= vocab_size else asked.top_k
-    max_tokens = min(asked.max_tokens, params.max_tokens)
+    top_k = 0 if given.top_k >= vocab_size else given.top_k
+    max_tokens = min(given.max_tokens, params.max_tokens)
     params = msgspec.structs.replace(params, top_k=top_k, max_tokens=max_tokens)
     return replace(job, params=[params], text=replace(job.text, reader=None))
 
 
-def _explain(explained: Explained, request: ChatRequest, job: Job) -> Parameters:
-    sources = {name: "default" if getattr(request, name) is None else "request" for name in _NAMES}
+def _explain(explained: Explained, asked: Asked, job: Job) -> Parameters:
+    sources = {name: "default" if getattr(asked, name) is None else "request" for name in _NAMES}
     told: Parameters = {
         name: {"value": getattr(job.params[0], name), "from": source} for name, source in sources.items()
     }

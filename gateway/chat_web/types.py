@@ -12,9 +12,10 @@ class Message(Struct, kw_only=True):
 
 class ChatRequest(Struct, kw_only=True):
     messages: list[Raw]
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_k: int | None = None  # 0: the whole vocabulary
+    # numbers may be texts, as a page's fields hold them: there, pydantic reads them
+    temperature: float | str | None = None
+    max_tokens: int | str | None = None
+    top_k: int | str | None = None  # 0: the whole vocabulary
 
 
 class Token(Struct, frozen=True):

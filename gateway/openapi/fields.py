@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.chat_web.limits import ROLES, bounds_of
+from gateway.chat_web.prepare import DECIMAL, INTEGER
 from gateway.messages.routes import MAX_STOPS
 from gateway.requests import conversation, convert, structured
 from gateway.requests.chat_prompt import EFFORTS
@@ -473,17 +474,23 @@ def _of_chat_web(services: Services) -> dict[str, Schema]:
             maxItems=bounds.messages,
         ),
         "NanochatChatRequest.temperature": text(
-            warmth, minimum=0, maximum=bounds.max_temperature, default=defaults.temperature
+            warmth, default=defaults.temperature, **_as_text("number", DECIMAL, 0, bounds.max_temperature)
         ),
         "NanochatChatRequest.top_k": text(
-            drawn, minimum=bounds.min_top_k, maximum=bounds.max_top_k, default=defaults.top_k
+            drawn, default=defaults.top_k, **_as_text("integer", INTEGER, bounds.min_top_k, bounds.max_top_k)
         ),
         "NanochatChatRequest.max_tokens": text(
-            length, minimum=1, maximum=bounds.max_tokens, default=defaults.max_tokens
+            length, default=defaults.max_tokens, **_as_text("integer", INTEGER, 1, bounds.max_tokens)
         ),
         "NanochatMessage.role": text("Whose message it is.", enum=list(ROLES)),
         "NanochatMessage.content": text("The text.", minLength=1, maxLength=bounds.message_chars),
     }
+
+
+def _as_text(kind: str, form: str, low: float, high: float) -> Schema:
+    """A number, or a text that spells one."""
+    number = {"type": kind, "minimum": low, "maximum": high}
+    return either(number, {"type": "string", "pattern": f"^{form}$"}, NULL)
 
 
 def all_fields(services: Services) -> dict[str, Schema]:

@@ -165,6 +165,11 @@ async def test_a_request_decides_over_the_defaults_and_the_models_own() -> None:
     assert (asked.temperature, asked.top_k, asked.max_tokens) == (0.0, 0, 9)
 
 
+async def test_numbers_may_be_texts_as_pages_fields_hold_them() -> None:
+    asked = await params({**HELLO, "temperature": "0.5", "top_k": "0", "max_tokens": "9"}, toy_services())
+    assert (asked.temperature, asked.top_k, asked.max_tokens) == (0.5, 0, 9)
+
+
 async def test_an_answer_ends_where_the_context_does() -> None:
     services = toy_services(FakeEngine(ready=toy_ready(max_model_len=100)))
     asked = await params(as_the_page_asks("Hi"), services)
@@ -203,6 +208,7 @@ REFUSED = [
     (with_one(role=""), ROLE),
     ({**HELLO, "temperature": -0.1}, "Temperature must be between 0.0 and 2.0"),
     ({**HELLO, "temperature": 2.1}, "Temperature must be between 0.0 and 2.0"),
+    ({**HELLO, "temperature": "2.1"}, "Temperature must be between 0.0 and 2.0"),
     ({**HELLO, "top_k": -1}, "top_k must be between 0 and 200"),
     ({**HELLO, "top_k": 201}, "top_k must be between 0 and 200"),
     ({**HELLO, "max_tokens": 0}, "max_tokens must be between 1 and 4096"),
@@ -241,7 +247,9 @@ async def test_at_its_limits_is_within_them(body: dict[str, Any]) -> None:
         (b'{"messages": "Hi"}', ["body", "messages"]),
         (b'{"messages": [{"role": "user"}]}', ["body", "messages", 0, "content"]),
         (b'{"messages": [{"role": "user", "content": ["Hi"]}]}', ["body", "messages", 0, "content"]),
-        (b'{"messages": [], "top_k": "many"}', ["body", "top_k"]),
+        (b'{"messages": [{"role": "user", "content": "Hi"}], "top_k": "many"}', ["body", "top_k"]),
+        (b'{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": "9.5"}', ["body", "max_tokens"]),
+        (b'{"messages": [], "temperature": []}', ["body", "temperature"]),
     ],
 )
 async def test_what_is_no_request_is_a_422_that_says_where(client: httpx.AsyncClient, body: bytes, where: Any) -> None:
