@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from gateway import openai
 from gateway.chat_web.limits import Asked, Bounds, bounds_of, check, check_num_messages
+from gateway.chat_web.record import RecordingWire
 from gateway.chat_web.types import ChatRequest, Message
 from gateway.errors import ApiError
 from gateway.requests.convert import Job
@@ -20,6 +21,7 @@ from gateway.requests.explain import Explained, Parameters
 from gateway.requests.parse import decode, invalid, others, parse
 from gateway.requests.prepare import Prepared, limits, plan_chat
 from gateway.services import Services, WebDefaults
+from gateway.wires.base import Wire
 from gateway.wires.chat_web import ChatWebWire
 
 T = TypeVar("T")
@@ -40,7 +42,10 @@ def prepare_chat_web(body: bytes, services: Services) -> Prepared:
     given = _with_defaults(asked, services.settings.web_defaults, bounds)
     job, explained = plan_chat(_chat_request(given, messages, services), ignored, services)
     job = _as_there(job, given, limits(services).vocab_size)
-    return Prepared(job, ChatWebWire(), ignored, True, partial(_explain, explained, asked, job))
+    wire: Wire = ChatWebWire()
+    if services.settings.log_conversations:
+        wire = RecordingWire(ChatWebWire(), messages)
+    return Prepared(job, wire, ignored, True, partial(_explain, explained, asked, job))
 
 
 def _well_formed(work: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
 """nanochat's web server on our engine: its objects, defaults, limits, health and stats."""
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -332,6 +333,16 @@ async def test_requests_are_counted_and_have_timelines(client: httpx.AsyncClient
     metrics = Metrics.parse((await client.get("/metrics")).text)
     assert metrics["requests_total{endpoint=chat_web,outcome=stop}"] == 1
     assert (await client.get("/v1/requests/mine/timeline")).json()["endpoint"] == "chat_web"
+
+
+async def test_conversations_are_logged_where_that_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "headrace")
+    body = {"messages": said("a secret\nof two lines")}
+    await ask(saying("The answer"), body)
+    assert "secret" not in caplog.text and "The answer" not in caplog.text
+    await ask(saying("The answer"), body, log_conversations=True)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "headrace.conversation"]
+    assert json.loads(line) == {**body, "answer": "The answer", "gpu": 0} and "\n" not in line
 
 
 # health and stats
