@@ -27,7 +27,7 @@ from gateway.metrics import Metrics
 from gateway.model.load import fitted, load_nanochat, load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
-from gateway.services import GenerateDefaults, HttpSettings, Services
+from gateway.services import GenerateDefaults, HttpSettings, Services, WebDefaults
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 from scheduler.protocol import Ready
@@ -127,6 +127,8 @@ def http_settings(config: Config) -> HttpSettings:
         max_temperature=config.max_temperature,
         max_top_k=config.max_top_k or None,
         max_tokens_limit=config.max_tokens_limit or None,
+        web_defaults=WebDefaults(config.web_temperature, config.web_top_k, config.web_max_tokens),
+        log_conversations=config.log_conversations,
         responses_store=config.responses_store,
         responses_store_bytes=config.responses_store_memory,
         max_background=config.max_background,

@@ -7,17 +7,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from getpass import getpass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from bench.flags import bench
 from chat.flags import chat
+from gateway.chat_web import command as chat_web
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
 from gateway.errors import ModelError
@@ -50,26 +52,41 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def serve(**given: str | bool | None) -> None:
     """Serve a model. Each option is also a HEADRACE_* variable and a key of the --config file."""
-    _serve({name: value for name, value in given.items() if value is not None})
+    _serve(_typed(given))
 
 
 def roseinfer(**given: str | bool | None) -> None:
     """Serve a checkpoint with the flags of roseinfer's server; POST /generate is there. All options of serve are taken
     too, and so are roseinfer's other flags, of which it is told that they have no effect."""
-    typed = {name: value for name, value in given.items() if value is not None}
     try:
-        values, notes = translated(typed)
+        values, notes = translated(_typed(given))
     except ConfigError as error:
         raise typer.Exit(_complain(str(error), 2)) from error
-    _serve(values, notes)
+    _serve(values, notes=notes)
 
 
-def _serve(values: dict[str, str | bool], notes: Sequence[str] = ()) -> None:
+def nanochat_web(num_gpus: int, **given: str | bool | None) -> None:
+    """Serve a chat model as nanochat's web server did: POST /chat/completions, /health and /stats, with its flags,
+    defaults and limits. All options of headrace serve are here too."""
+    _serve(_typed(given), chat_web.DEFAULTS, num_gpus)
+
+
+def _typed(given: Mapping[str, str | bool | None]) -> dict[str, str | bool]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _serve(
+    values: dict[str, str | bool],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    num_replicas: int = 1,
+    notes: Sequence[str] = (),
+) -> NoReturn:
     """notes: for the log, once there is one."""
     named = values.pop(CONFIG_FLAG.name, None)
     file = Path(str(named)) if named else None
     try:
-        config = load_config(values, file)
+        chat_web.check_replicas(num_replicas)
+        config = load_config(values, file, defaults)
     except ConfigError as error:
         form = log_format_of(values, file)
         configure_logging("info", form)
@@ -142,36 +159,57 @@ def _complain(message: str, code: int, form: LogFormat = "text") -> int:
     return code
 
 
-def _parameter(option: Option, *, has_variable: bool = True, hidden: bool = False) -> inspect.Parameter:
+def _parameter(
+    option: Option,
+    names: Sequence[str] = (),
+    default: str | None = None,
+    *,
+    has_variable: bool = True,
+    hidden: bool = False,
+) -> inspect.Parameter:
     is_switch = option.kind == "switch"
     declared = typer.Option(
         option.flags,
+        *names,
         envvar=option.variable if has_variable else None,
         hidden=hidden,
         help=option.description + (f" One of {', '.join(option.choices)}." if option.choices else ""),
-        show_default=option.shown_default or False,
+        show_default=(option.shown_default if default is None else default) or False,
         metavar=None if is_switch else METAVARS.get(option.kind, "NAME"),
     )
     annotation: Any = Annotated[(bool if is_switch else str) | None, declared]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _with_options(command: Callable[..., None], before: Sequence[inspect.Parameter] = ()) -> Callable[..., None]:
-    """Gives `command` the parameters that typer makes flags of: those `before`, and one for each option of Config."""
-    parameters = [*before, *(_parameter(option) for option in [CONFIG_FLAG, *options()])]
+def _with(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Gives `command` the parameters that typer makes flags of."""
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-def _roseinfer_parameters() -> list[inspect.Parameter]:
+def _of_config() -> list[inspect.Parameter]:
+    return [_parameter(option) for option in [CONFIG_FLAG, *options()]]
+
+
+def _of_roseinfer() -> list[inspect.Parameter]:
     shown = [_parameter(option, has_variable=False) for option in FLAGS]
     return shown + [_parameter(option, has_variable=False, hidden=True) for option in UNUSED_FLAGS]
 
 
-app.command("serve")(_with_options(serve))
-app.command("roseinfer")(_with_options(roseinfer, _roseinfer_parameters()))
+def _of_nanochat_web() -> list[inspect.Parameter]:
+    replicas: Any = Annotated[int, typer.Option("--num-gpus", "-n", metavar="N", help="Replicas of the model: 1.")]
+    known = chat_web.theirs_first([CONFIG_FLAG, *options()])
+    return [
+        inspect.Parameter("num_gpus", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=replicas),
+        *(_parameter(each, chat_web.NAMES.get(each.name, ()), chat_web.shown_default(each)) for each in known),
+    ]
+
+
+app.command("serve")(_with(serve, _of_config()))
+app.command("roseinfer")(_with(roseinfer, [*_of_roseinfer(), *_of_config()]))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
 app.command("chat")(chat)
 app.command("top")(top)
+app.command("nanochat-web")(_with(nanochat_web, _of_nanochat_web()))

@@ -129,6 +129,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_top_k: Annotated[CountOrAuto, Meta(description="Highest top_k to ask for; 0: no limit.")] = 0
     max_tokens_limit: Annotated[CountOrAuto, Meta(description="Highest max_tokens to ask for; 0: no limit.")] = 0
 
+    web_temperature: Annotated[
+        float, Meta(ge=0, le=2, description="Temperature of /chat/completions, where a request does not say.")
+    ] = 0.8
+    web_top_k: Annotated[CountOrAuto, Meta(description="top_k, likewise; 0: the whole vocabulary.")] = 50
+    web_max_tokens: Annotated[Count, Meta(description="max_tokens, likewise.")] = 512
+    log_conversations: Annotated[
+        bool, Meta(description="Log what is asked and answered at /chat/completions, with its texts.")
+    ] = False
+
     responses_store: Annotated[
         CountOrAuto, Meta(description="Most responses of /v1/responses that are kept, in memory; 0: none.")
     ] = 1000
@@ -274,10 +283,14 @@ _KINDS: dict[type, Kind] = {
 }
 
 
-def load_config(given: Mapping[str, str | bool], file: Path | None = None) -> Config:
-    """`given`: flags and variables by the name of their option, as text. Raises ConfigError."""
+def load_config(
+    given: Mapping[str, str | bool], file: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> Config:
+    """`given`: flags and variables by the name of their option, as text. `defaults`: a command's own. Raises
+    ConfigError."""
     in_file = _read_file(file) if file else {}
-    values = {**in_file, **{name: _size_or_text(name, value, _flag(name)) for name, value in given.items()}}
+    as_given = {name: _size_or_text(name, value, _flag(name)) for name, value in given.items()}
+    values = {**(defaults or {}), **in_file, **as_given}
     preset = PRESETS.get(str(values.get("limits")), {})
     return _convert({**preset, **values}, strict=False, naming=_flag)
 

@@ -33,6 +33,7 @@ ENDPOINTS = frozenset(
     {
         "background",
         "chat",
+        "chat_web",
         "completions",
         "count_tokens",
         "dashboard",

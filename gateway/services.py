@@ -40,6 +40,15 @@ class GenerateDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class WebDefaults:
+    """Of /chat/completions, where a request does not say."""
+
+    temperature: float = 0.8
+    top_k: int = 50  # 0: the whole vocabulary
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
 class HttpSettings:
     max_body_bytes: int = 16 << 20
     body_timeout_s: float = 30.0  # for the whole body to arrive: 408 after it
@@ -66,6 +75,8 @@ class HttpSettings:
     max_temperature: float = 2.0
     max_top_k: int | None = None
     max_tokens_limit: int | None = None  # what max_tokens may be at most
+    web_defaults: WebDefaults = field(default_factory=WebDefaults)
+    log_conversations: bool = False  # of /chat/completions, with their texts
     responses_store: int = 1000  # responses that are kept; 0: none
     responses_store_bytes: int = 64 << 20  # of them all
     max_background: int = 64  # responses that run in the background

@@ -46,6 +46,10 @@ class Live:
     def num_requests(self) -> int:
         return len(self._open)
 
+    @property
+    def num_sequences(self) -> int:
+        return sum(len(seq_ids) for seq_ids, _ in self._open.values())
+
     def choices(self) -> dict[int, Choice]:
         """By sequence."""
         return {

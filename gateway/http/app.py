@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.chat_web.prepare import prepare_chat_web
 from gateway.dashboard.routes import dashboard_routes
 from gateway.embeddings import prepare_embeddings
 from gateway.errors import ApiError
@@ -69,6 +70,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
     pages = Pages(services, workers)
     chat = Generate(services, workers, "chat", prepare_chat)
     completions = Generate(services, workers, "completions", prepare_completion)
+    chat_web = Generate(services, workers, "chat_web", prepare_chat_web)
     embeddings = Generate(services, workers, "embeddings", prepare_embeddings)
     messages = Generate(services, workers, "messages", prepare_messages)
     generate = Generate(services, workers, "generate", prepare_generate)
@@ -77,6 +79,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions/render", pages.render_chat, methods=["POST"]),
         Route("/v1/completions/render", pages.render_completion, methods=["POST"]),
+        Route("/chat/completions", chat_web, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, workers).answer, methods=["POST"]),
@@ -86,6 +89,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
         Route("/health", pages.health),
+        Route("/stats", pages.stats),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
         Route("/debug/profile", TakeProfile(services), methods=["POST"]),

@@ -1,7 +1,9 @@
-"""From an error to its response: Anthropic's shape below /v1/messages, OpenAI's everywhere else."""
+"""From an error to its response: Anthropic's shape below /v1/messages, nanochat's at /chat/completions, OpenAI's
+everywhere else."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.responses import Response
@@ -12,6 +14,7 @@ from gateway.http.exchange import exchange_of
 from gateway.openai import encode
 
 ANTHROPIC = "/v1/messages"
+CHAT_WEB = "/chat/completions"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -30,8 +33,11 @@ def is_anthropic(path: str) -> bool:
 
 
 def error_response(error: ApiError, scope: Scope) -> Response:
+    body: dict[str, Any]
     if is_anthropic(scope["path"]):
         body = anthropic_body(error, exchange_of(scope).request_id)
+    elif scope["path"] == CHAT_WEB:
+        body = chat_web_body(error)
     else:
         body = error.body()
     return Response(encode(body), status_code=error.status, media_type="application/json", headers=error.headers)
@@ -45,3 +51,16 @@ def anthropic_body(error: ApiError, request_id: str | None = None) -> dict[str, 
     if error.param is not None and error.param not in message:
         message = f"{error.param}: {message}"
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
+def chat_web_body(error: ApiError) -> dict[str, Any]:
+    """FastAPI's: a text, or of a malformed request what is wrong where. OpenAI's form stands beside it."""
+    detail: Any = error.message
+    if error.status == 422:
+        detail = [{"type": error.code, "loc": ["body", *_steps(error.param or "")], "msg": error.message}]
+    return {"detail": detail, **error.body()}
+
+
+def _steps(path: str) -> list[str | int]:
+    """messages, 0, role of messages[0].role."""
+    return [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path)]

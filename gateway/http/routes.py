@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.answers.generation import Generation
+from gateway.chat_web.workers import health_of, stats_of
 from gateway.http import faults
 from gateway.http.body import read_body
 from gateway.http.exchange import Exchange, exchange_of
@@ -210,7 +211,11 @@ class Pages:
     async def health(self, request: Request) -> Response:
         """The gateway is alive. Whether it takes work is what /ready says."""
         exchange_of(request.scope).endpoint = "health"
-        return json_response(encode(Health("ok")))
+        return json_response(encode(health_of(self._services)))
+
+    async def stats(self, request: Request) -> Response:
+        exchange_of(request.scope).endpoint = "health"
+        return json_response(encode(stats_of(self._services)))
 
     async def ready(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "health"

@@ -14,6 +14,7 @@ STATUSES: Mapping[int, str] = {
     409: "The response was cancelled, or a profile is under way.",
     413: "The body is too large.",
     415: "The body is not JSON, or is compressed.",
+    422: "The body is no request at all: not JSON, or a field is missing or of the wrong type.",
     429: "There is no room now. Retry-After tells when to come back.",
     500: "The server is at fault; x-request-id finds it in the log.",
     501: "A known feature that is not built; param names the field, or the message the path.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.http.error_shape import is_anthropic
+from gateway.http.error_shape import CHAT_WEB, is_anthropic
 from gateway.http.guard import OPEN_PATHS
 from gateway.openapi.codes import STATUSES
 from gateway.openapi.fields import Schema, either, ref
@@ -13,8 +13,9 @@ from gateway.openapi.schemas import component_of, components
 from gateway.services import Services
 
 _ABOUT = (
-    "Shapes are OpenAI's, and Anthropic's below /v1/messages; fields beyond theirs are extensions. Fields without "
-    "effect here are left out and named in x-headrace-ignored, or refused where the server is strict."
+    "Shapes are OpenAI's, Anthropic's below /v1/messages, nanochat's at /chat/completions; fields beyond theirs are "
+    "extensions. Fields without effect here are left out and named in x-headrace-ignored, or refused where the server "
+    "is strict."
 )
 _HEADERS: dict[str, str] = {
     "x-request-id": "Finds the request in the log; the client's own where it sent one.",
@@ -138,7 +139,7 @@ def _headers(names: list[str]) -> Schema:
 
 
 def _error(status: int, path: str) -> Schema:
-    schema = ref("AnthropicError" if is_anthropic(path) else "Error")
+    schema = ref("AnthropicError" if is_anthropic(path) else "NanochatError" if path == CHAT_WEB else "Error")
     names = ["x-request-id", "retry-after"] if status in (429, 503) else ["x-request-id"]
     content = {"application/json": {"schema": schema}}
     return {"description": STATUSES[status], "headers": _headers(names), "content": content}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.chat_web.limits import ROLES, bounds_of
+from gateway.chat_web.prepare import DECIMAL, INTEGER
 from gateway.messages.routes import MAX_STOPS
 from gateway.requests import conversation, convert, structured
 from gateway.requests.chat_prompt import EFFORTS
@@ -455,6 +457,7 @@ def of_server(services: Services) -> dict[str, Schema]:
     bounded = {
         name: {**given[name], "default": model.sampling_defaults.get(name, _DEFAULTS[name])} for name in _DEFAULTS
     }
+    bounded |= _of_chat_web(services)
     bounded["n"] = text("Answers to each prompt.", minimum=1, maximum=settings.max_choices, default=1)
     return bounded
 
@@ -474,6 +477,38 @@ def of_roseinfer(services: Services) -> dict[str, Schema]:
         "stream": text("What follows the prompt comes as plain text while it is made.", default=False),
     }
     return {f"RoseinferRequest.{name}": schema for name, schema in fields.items()}
+
+
+def _of_chat_web(services: Services) -> dict[str, Schema]:
+    bounds, defaults = bounds_of(services.settings), services.settings.web_defaults
+    warmth = "How far sampling strays from the most likely token; 0: not at all."
+    drawn = "Only so many of the most likely tokens are drawn from; 0: all."
+    length = "Most tokens of the answer; it ends sooner where the context does."
+    return {
+        "NanochatChatRequest.messages": text(
+            f"The conversation so far, of {bounds.total_chars} characters at most.",
+            items=ref("NanochatMessage"),
+            minItems=1,
+            maxItems=bounds.messages,
+        ),
+        "NanochatChatRequest.temperature": text(
+            warmth, default=defaults.temperature, **_as_text("number", DECIMAL, 0, bounds.max_temperature)
+        ),
+        "NanochatChatRequest.top_k": text(
+            drawn, default=defaults.top_k, **_as_text("integer", INTEGER, bounds.min_top_k, bounds.max_top_k)
+        ),
+        "NanochatChatRequest.max_tokens": text(
+            length, default=defaults.max_tokens, **_as_text("integer", INTEGER, 1, bounds.max_tokens)
+        ),
+        "NanochatMessage.role": text("Whose message it is.", enum=list(ROLES)),
+        "NanochatMessage.content": text("The text.", minLength=1, maxLength=bounds.message_chars),
+    }
+
+
+def _as_text(kind: str, form: str, low: float, high: float) -> Schema:
+    """A number, or a text that spells one."""
+    number = {"type": kind, "minimum": low, "maximum": high}
+    return either(number, {"type": "string", "pattern": f"^{form}$"}, NULL)
 
 
 def all_fields(services: Services) -> dict[str, Schema]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway import embeddings, openai
+from gateway.chat_web import types as chat_web
 from gateway.dashboard import types as dashboard
 from gateway.engines.profiles import MAX_STEPS, MAX_TIMEOUT_S
 from gateway.messages import types as anthropic
@@ -48,9 +49,12 @@ class Operation:
     generates: bool = False  # its answer has a seed, and can be explained
     streams: str = ""  # the media type of a stream that is no events
     headers: tuple[str, ...] = ()  # of its answer alone
+    own_id: str = ""  # where another path would have the same
 
     @property
     def id(self) -> str:
+        if self.own_id:
+            return self.own_id
         words = self.path.removeprefix("/v1").replace("{", "").replace("}", "").strip("/").replace("/", "_")
         return f"{self.method}_{words}"
 
@@ -203,6 +207,18 @@ MESSAGES = (
         examples={"A question": {"model": MODEL, "messages": _HELLO}},
     ),
 )
+CHAT_WEB = (
+    Operation(
+        *("post", "/chat/completions", "Chat", "The next message, in nanochat's form: always a stream"),
+        answer="text/event-stream",
+        body=chat_web.ChatRequest,
+        events=(chat_web.Token, chat_web.Done),
+        errors=(*_GENERATES, 422),
+        own_id="post_chat_web",
+        examples={"A question": {"messages": _HELLO, "temperature": 0.8, "top_k": 50, "max_tokens": 16}},
+        generates=True,
+    ),
+)
 OTHERS = (
     Operation(
         *("post", "/generate", "Completions", "What follows a text, as roseinfer has it", generate.GeneratedText),
@@ -244,7 +260,8 @@ OTHERS = (
         errors=_BODY,
         examples={"Ids": {"tokens": [72, 73]}},
     ),
-    Operation("get", "/health", "Server", "The process lives", openai.Health),
+    Operation("get", "/health", "Server", "The process lives", chat_web.Health),
+    Operation("get", "/stats", "Server", "Replicas of the model, and whether they have room", chat_web.Stats),
     Operation("get", "/ready", "Server", "It takes requests", openai.Health, errors=(500, 503)),
     Operation("get", "/metrics", "Server", "Figures for Prometheus", "text/plain"),
     Operation(
@@ -269,4 +286,4 @@ OTHERS = (
         errors=(500, 503),
     ),
 )
-OPERATIONS = (*CHAT, *COMPLETIONS, *RESPONSES, *MESSAGES, *OTHERS)
+OPERATIONS = (*CHAT, *CHAT_WEB, *COMPLETIONS, *RESPONSES, *MESSAGES, *OTHERS)

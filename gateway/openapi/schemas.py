@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct, UnsetType
 
 from gateway import embeddings, openai
+from gateway.chat_web import types as chat_web
 from gateway.dashboard import types as dashboard
 from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
@@ -47,6 +48,17 @@ class AnthropicError(Struct, kw_only=True):
     request_id: str | None
 
 
+class NanochatErrorAt(Struct, kw_only=True):
+    type: str | None
+    loc: list[str | int]
+    msg: str
+
+
+class NanochatError(Struct, kw_only=True):
+    detail: str | list[NanochatErrorAt]
+    error: ErrorDetail
+
+
 def _narrowed(name: str, kind: type[Struct], **fields: Any) -> type[Struct]:
     """A struct with other types of some fields: a union of structs without tags cannot be described."""
     defined: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -79,6 +91,7 @@ _REQUESTS: Mapping[str, Sequence[type[Any]]] = {
         *(anthropic.MessagesRequest, anthropic.Conversation, anthropic.InputMessage, anthropic.CustomTool),
         *(anthropic.TextInput, anthropic.ThinkingInput, anthropic.ToolUseInput, anthropic.ToolResultInput),
     ),
+    "Nanochat": (chat_web.ChatRequest, chat_web.Message),
     "Responses": (
         *(responses.ResponseRequest, responses.MessageInput, responses.PartInput, responses.CallInput),
         *(responses.CallOutputInput, responses.ReasoningInput, responses.ReferenceInput, responses.FunctionTool),
@@ -88,9 +101,10 @@ _ANSWERS: Mapping[str, Sequence[type[Any]]] = {
     "": (
         *(ChatCompletion, ChatCompletionChunk, Completion, openai.ModelList, openai.ModelCard),
         *(openai.Health, openai.Version, openai.Tokenized, openai.Detokenized, openai.Rendered),
-        *(embeddings.Embeddings, generate.GeneratedText, Timeline, Error, AnthropicError),
+        *(embeddings.Embeddings, generate.GeneratedText, Timeline, Error, AnthropicError, NanochatError),
     ),
     "Dashboard": (dashboard.Event,),
+    "Nanochat": (chat_web.Token, chat_web.Done, chat_web.Health, chat_web.Stats),
     "Anthropic": (anthropic.Message, MessageEvent, MessageDelta, anthropic.TokenCount),
     "Responses": (
         *(responses.Response, responses.ItemList, responses.Deleted, responses.InputTokens),
