@@ -31,6 +31,7 @@ ENDPOINTS = frozenset(
     {
         "background",
         "chat",
+        "chat_page",
         "completions",
         "count_tokens",
         "dashboard",
