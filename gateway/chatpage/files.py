@@ -19,6 +19,7 @@ PARTS = {
     "inline.js": JAVASCRIPT,
     "markdown.js": JAVASCRIPT,
     "message.js": JAVASCRIPT,
+    "page.js": JAVASCRIPT,
     "render.js": JAVASCRIPT,
     "settings.js": JAVASCRIPT,
     "sidebar.js": JAVASCRIPT,

@@ -125,7 +125,7 @@ def chat_server(key: str | None = None, has_template: bool = True) -> Iterator[C
 
 def _serve(server: ChatServer, services: Services, signals: Signals, opened: threading.Event) -> None:
     listener = bind("127.0.0.1", 0)
-    server.url = "http://127.0.0.1:{}".format(listener.getsockname()[1])
+    server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     forever: Callable[[], Any] = asyncio.Event().wait
     running = Server(create_app(services), listener, services.drain, signals, 1.0, forever)
     server.loop.run_until_complete(running.run(opened.set))

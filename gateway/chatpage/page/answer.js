@@ -7,6 +7,7 @@ const SENT = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const TELLS = { include_usage: true, include_timings: true };
 const LATE_MS = 300; // the server ends a stopped answer within a step
 const LOOKS = 3;
+const PLAIN_TOKENS = 512; // where nothing is set: the API itself would stop at 16
 
 export class Answer {
   // plain: names of models without a chat template, which is only found out by asking.
@@ -50,7 +51,8 @@ export class Answer {
         this.plain.add(this.model);
       }
     }
-    return this.readFrom("v1/completions", { ...this.body(), prompt: promptOf(this.conversation, this.node) });
+    const prompt = promptOf(this.conversation, this.node);
+    return this.readFrom("v1/completions", { max_tokens: PLAIN_TOKENS, ...this.body(), prompt });
   }
 
   body() {

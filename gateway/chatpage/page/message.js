@@ -87,25 +87,28 @@ class Reply {
     this.below = element("div", { class: "below" });
     this.root = element("article", { class: "message assistant" }, element("h2", { class: "unseen" }, "Answer"),
       this.reasoning, this.body, this.below);
-    this.markdown = new Markdown(this.body);
+    this.hasRun = false;
+    this.reopen();
   }
 
   // Whatever has come of it so far.
   show(isRunning) {
     const { node, root } = this;
+    this.hasRun ||= isRunning;
     this.reasoning.hidden = !node.reasoning;
     write(this.thoughts, node.reasoning ?? "");
     root.setAttribute("aria-busy", String(isRunning));
     root.classList.toggle("waits", isRunning && node.text === "");
-    this.markdown.ended = isRunning ? (text) => this.page.say(text) : () => {};
     this.markdown.show(node.text, !isRunning);
     this.below.replaceChildren(...(isRunning ? [] : this.ending()));
   }
 
-  // Said to be gone on with: nothing of it is final any more.
+  // Nothing of it is final (any more).
   reopen() {
     this.body.replaceChildren();
-    this.markdown = new Markdown(this.body);
+    this.markdown = new Markdown(this.body, (text) => {
+      if (this.hasRun) this.page.say(text); // what was there before is only looked at
+    });
   }
 
   ending() {
