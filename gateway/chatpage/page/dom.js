@@ -6,16 +6,12 @@ const ICONS = {
   bin: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v6M14 11v6",
   check: "M5 13l4 4L19 7",
   copy: "M9 9h11v11H9zM5 15H4V4h11v1",
-  down: "M12 5v14M6 13l6 6 6-6",
   edit: "M4 20h4L19 9l-4-4L4 16zM13 7l4 4",
   left: "M15 5l-7 7 7 7",
-  menu: "M4 6h16M4 12h16M4 18h16",
   on: "M6 5l7 7-7 7M13 5l7 7-7 7",
-  plus: "M12 5v14M5 12h14",
   redo: "M20 12a8 8 0 1 1-2.3-5.7L20 8.6M20 3v5.6h-5.6",
   right: "M9 5l7 7-7 7",
   send: "M12 20V4M5 11l7-7 7 7",
-  settings: "M4 7h10M18 7h2M4 17h2M10 17h10M14 4.5v5M10 14.5v5",
   stop: "M7 7h10v10H7z",
 };
 

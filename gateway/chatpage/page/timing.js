@@ -3,12 +3,13 @@
 import { count, element, ms, plural, rate } from "./dom.js";
 
 const COLOURS = 8;
+const LEAST_SHARE = 0.005; // that can be seen in the bar
 
 export function timing({ stats, seed, model, request }) {
   const parts = summary(stats);
   const head = element("summary", {}, element("span", { class: "speed" }, parts.join(" · ")));
   const causes = stats.causes.filter((cause) => cause.ms > 0);
-  if (causes.length > 0) head.append(bar(causes));
+  if (causes.length > 0) head.append(bar(causes, stats.total_ms));
   const facts = [["model", model], ["prompt", promptOf(stats)], ["seed", seed], ["request", request]];
   const made = element("details", { class: "timing" }, head);
   made.append(table(causes, stats.total_ms), list(facts.filter(([, value]) => value)));
@@ -35,10 +36,11 @@ function promptOf({ prompt, cached }) {
   return plural(prompt, "token") + (cached > 0 ? `, ${count(cached)} of them from the cache` : "");
 }
 
-function bar(causes) {
+function bar(causes, total) {
   const label = causes.map(({ cause, ms: each }) => `${cause} ${ms(each)}`).join(", ");
   const made = element("span", { class: "bar", role: "img", "aria-label": `Where the time went: ${label}` });
   causes.forEach(({ cause, ms: each }, place) => {
+    if (each < LEAST_SHARE * total) return;
     const part = element("span", { class: `cause-${place % COLOURS}`, title: `${cause} ${ms(each)}` });
     part.style.setProperty("--share", `${each}`);
     made.append(part);
