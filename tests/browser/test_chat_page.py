@@ -458,6 +458,17 @@ def test_a_refusal_is_told_in_words_and_can_be_tried_again(chat: ChatServer, ope
     expect(page.locator(".versions")).to_have_count(0)  # nothing was lost with the first
 
 
+def test_a_message_without_an_answer_is_asked_with_the_next(chat: ChatServer, open_chat: OpenPage) -> None:
+    page = open_chat("/", faults=("429",))
+    chat.refuses(Rejected("queue_full", "The queue is full.", 1.0))
+    send(page, "One")
+    expect(page.get_by_role("alert")).to_be_visible()
+    chat.refuses(None)
+    send(page, "Two")
+    expect(answers(page).last).to_have_text("Hello")
+    assert chat.asked == [("user", "One\n\nTwo")]
+
+
 def test_an_answer_that_breaks_off_keeps_what_had_come(chat: ChatServer, open_chat: OpenPage) -> None:
     page = open_chat("/")
     chat.says("One two three", allowed=2)

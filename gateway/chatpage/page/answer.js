@@ -63,7 +63,7 @@ export class Answer {
 
   chat() {
     const before = lineTo(this.conversation, this.node).slice(0, this.goesOn ? undefined : -1);
-    const messages = before.map(({ role, text }) => ({ role, content: text }));
+    const messages = turns(before);
     const { system } = this.conversation.settings;
     if (system) messages.unshift({ role: "system", content: system });
     const more = this.goesOn ? { continue_final_message: true, add_generation_prompt: false } : {};
@@ -112,6 +112,18 @@ function statsOf(usage, timings) {
     ttft_ms: timings?.ttft_ms,
     causes: timings?.causes ?? [],
   };
+}
+
+// Answers that never came are left out, and what was asked before and after one is asked together: many templates want
+// questions and answers in turn.
+function turns(nodes) {
+  const found = [];
+  for (const { role, text } of nodes.filter((node) => node.text !== "")) {
+    const last = found.at(-1);
+    if (last?.role === role) last.content += `\n\n${text}`;
+    else found.push({ role, content: text });
+  }
+  return found;
 }
 
 // For a model that only continues text: all that was written and answered, one after another.
