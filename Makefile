@@ -50,7 +50,7 @@ serve: .venv/.installed ## serve the default model on http://127.0.0.1:8000 (mor
 
 test: .venv/.developed $(CLIENTS) ## all tests
 	@command -v promtool >/dev/null || { echo "make: the tests with a real Prometheus need it; on Debian and Ubuntu: apt install prometheus" >&2; exit 1; }
-	@command -v chromium >/dev/null || { echo "make: the tests of the live page need Chromium; on Debian and Ubuntu: apt install chromium" >&2; exit 1; }
+	@command -v chromium >/dev/null || { echo "make: the tests of the pages need Chromium; on Debian and Ubuntu: apt install chromium" >&2; exit 1; }
 	@command -v tmux >/dev/null || { echo "make: the tests of headrace chat need tmux; on Debian and Ubuntu: apt install tmux" >&2; exit 1; }
 	$(BIN)/python -m pytest $(ARGS)
 

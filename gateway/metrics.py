@@ -33,6 +33,7 @@ ENDPOINTS = frozenset(
     {
         "background",
         "chat",
+        "chat_page",
         "chat_web",
         "completions",
         "count_tokens",

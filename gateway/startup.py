@@ -126,6 +126,7 @@ def summary_rows(started: Started) -> list[tuple[str, str]]:
         ),
         ("started in", f"{started.total_s:.1f} s: " + ", ".join(f"{name} {s:.1f} s" for name, s in phases)),
         ("URL", f"{started.base_url}/v1"),
+        ("chat page", f"{started.base_url}/"),
         ("docs", f"{started.base_url}/docs"),
     ]
 

@@ -17,6 +17,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.chat_web.prepare import prepare_chat_web
+from gateway.chatpage.routes import chat_page_routes
 from gateway.dashboard.routes import dashboard_routes
 from gateway.embeddings import prepare_embeddings
 from gateway.errors import ApiError
@@ -96,6 +97,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/version", pages.version),
         *docs_routes(services),
         *dashboard_routes(services),
+        *chat_page_routes(),
         Route("/tokenize", pages.tokenize, methods=["POST"]),
         Route("/detokenize", pages.detokenize, methods=["POST"]),
     ]

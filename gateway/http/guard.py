@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.dashboard.files import PAGE_PATHS
+from gateway.chatpage.files import CHAT_PAGE
+from gateway.dashboard.files import LIVE_PAGE
 from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.http.error_shape import error_response
@@ -15,8 +16,8 @@ from gateway.http.keys import Key
 from gateway.http.ratelimit import Account, Refusal, Visit
 from gateway.services import Services
 
-# Without a key: what is asked by whoever keeps the process alive, and a page that tells nothing by itself.
-OPEN_PATHS = frozenset({"/health", "/ready", *PAGE_PATHS})
+# Without a key: what is asked by whoever keeps the process alive, and pages that tell nothing by themselves.
+OPEN_PATHS = frozenset({"/health", "/ready", *CHAT_PAGE.paths, *LIVE_PAGE.paths})
 # POST, but nothing is generated
 FREE_PATHS = frozenset({"/tokenize", "/detokenize", "/debug/profile", *OPEN_PATHS})
 FREE_ENDS = ("/count_tokens", "/render", "/cancel", "/input_tokens")

@@ -56,7 +56,7 @@ class Operation:
         if self.own_id:
             return self.own_id
         words = self.path.removeprefix("/v1").replace("{", "").replace("}", "").strip("/").replace("/", "_")
-        return f"{self.method}_{words}"
+        return f"{self.method}_{words or 'page'}"
 
 
 def _in_path(name: str, description: str) -> Schema:
@@ -274,6 +274,12 @@ OTHERS = (
     Operation("get", "/version", "Server", "Of headrace", openai.Version),
     Operation("get", "/openapi.json", "Server", "This description, for programs", dict),
     Operation("get", "/docs", "Server", "This description, for people", "text/html"),
+    Operation("get", "/", "Server", "The chat page", "text/html"),
+    Operation(
+        *("get", "/chatpage/{file}", "Server", "A part of it", "text/plain"),
+        errors=(404, 500),
+        parameters=(_in_path("file", "Named by the page."),),
+    ),
     Operation("get", "/dashboard", "Server", "The live page", "text/html"),
     Operation(
         *("get", "/dashboard/{file}", "Server", "A part of it", "text/plain"),

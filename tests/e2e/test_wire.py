@@ -135,7 +135,7 @@ def test_a_hostile_body(server: RunningServer, body: bytes, status: int) -> None
         ("OPTIONS", CHAT, 405),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1/chat/completions/", 404),
         ("GET", "/v1/models/%2e%2e%2f%0d%0aset-cookie:%20x", 404),
         ("POST", CHAT, 415),

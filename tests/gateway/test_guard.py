@@ -96,8 +96,8 @@ async def test_every_path_but_the_probes_and_the_empty_page_asks_for_a_key(guard
     app = create_app(guarded("sk-one"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
         paths = [route.path.replace("{model:path}", MODEL) for route in app.routes]
-        open_paths = [path for path in [*paths, "/", "/nowhere"] if (await client.get(path)).status_code != 401]
-        assert sorted(open_paths) == ["/dashboard", "/dashboard/{file}", "/health", "/ready"]
+        open_paths = [path for path in [*paths, "/nowhere"] if (await client.get(path)).status_code != 401]
+        assert sorted(open_paths) == ["/", "/chatpage/{file}", "/dashboard", "/dashboard/{file}", "/health", "/ready"]
         assert (await client.get("/nowhere", headers=RIGHT)).status_code == 404
 
 

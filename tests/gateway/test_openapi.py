@@ -154,7 +154,8 @@ def test_with_keys_all_but_health_ask_for_one() -> None:
     with_keys = document(replace(services, keys=Keys("secret", None, services.clock)))
     assert set(with_keys["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
     asking = {path for path, methods in with_keys["paths"].items() if any("security" in o for o in methods.values())}
-    assert set(with_keys["paths"]) - asking == {"/health", "/ready", "/dashboard", "/dashboard/{file}"}
+    pages = {"/", "/chatpage/{file}", "/dashboard", "/dashboard/{file}"}
+    assert set(with_keys["paths"]) - asking == {"/health", "/ready", *pages}
 
 
 async def test_the_document_names_the_model_and_the_servers_bounds() -> None:
