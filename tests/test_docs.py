@@ -36,10 +36,3 @@ def test_tests_that_the_seeds_page_names_are_there() -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
-
-
-def test_every_test_that_the_page_of_seeds_names_is_there() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "seeds.md").read_text())
-    assert named
-    for file, test in named:
-        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
