@@ -137,12 +137,21 @@ class Supervisor:
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
+            if failure.kind == "hung":
+                process.kill()  # asked to stop, it would not hear
             if failure.kind != "lost":
                 raise
             raise EngineFailed("lost", await process.last_words() or failure.message) from failure
         finally:
+            self._explain(process)
             await process.stop()
             self._process = None
+
+    def _explain(self, process: EngineProcess) -> None:
+        death = self._engine.death
+        if death is not None and not death.explained.is_set():
+            death.from_outside = process.was_killed
+            death.explained.set()
 
     def _note_ready(self, ready: Ready) -> None:
         self._ready_at = self._timing.clock()
