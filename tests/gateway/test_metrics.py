@@ -21,7 +21,8 @@ from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_ready, 
 
 NAMES = """
 aborts batch_size choices decode_seconds e2e_seconds engine_restarts engine_up event_loop_lag_seconds failed_steps
-generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used migration_seconds migrations preemptions prefill_seconds
+generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used migration_seconds migrations
+preemptions prefill_seconds
 prefix_hits prefix_queries prompt_tokens prompt_tokens_cached queue_seconds rate_limited recomputed_tokens rejections
 request_generation_tokens request_longest_generation_tokens request_prompt_tokens requests requests_running
 requests_waiting step_seconds step_tokens steps streams_open tenant_generation_tokens tenant_prompt_tokens

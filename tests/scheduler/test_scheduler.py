@@ -184,6 +184,8 @@ def test_ids_must_be_new_and_prompts_not_empty() -> None:
     with pytest.raises(ValueError, match="empty"):
         scheduler.submit([Sequence(2, SamplingParams(1), [], 0, 0.0)])
     with pytest.raises(ValueError, match="more than they have"):
+        scheduler.submit([Sequence(2, SamplingParams(1), [5, 6], 3, 0.0)])
+    with pytest.raises(ValueError, match="generated all they may"):
         scheduler.submit([Sequence(2, SamplingParams(1), [5, 6], 1, 0.0)])
 
 
