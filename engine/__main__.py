@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.heart import Heart
 from engine.logs import configure_logging
 from engine.profile import Profiles, Tracer
 from engine.server import Server
@@ -46,14 +47,15 @@ def main() -> int:
     if config.profiling:
         for name, value in PROFILER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    server = Server(config.socket_path)
+    heart = Heart()
+    server = Server(config.socket_path, pulse=heart.pulse)
     try:
-        return serve(config, server)
+        return serve(config, server, heart)
     finally:
         server.close(FAREWELL_S)
 
 
-def serve(config: EngineConfig, server: Server) -> int:
+def serve(config: EngineConfig, server: Server, heart: Heart) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
     gc.disable()  # imports make little garbage, and looking for it takes a tenth of their time
     from engine.build import Phases, build  # here, so that a gateway can connect while torch is imported
@@ -72,7 +74,7 @@ def serve(config: EngineConfig, server: Server) -> int:
         return _give_up(server, Fatal("memory", str(error) or "out of memory"))
     grammars = CompileQueue(lambda told: Compiler(told, ready.vocab_size).compile, server.wake, time.monotonic)
     profiles = Profiles(tracer(phases) if config.profiling else None, server.send)
-    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars, profiles=profiles)
+    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars, profiles=profiles, heart=heart)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()

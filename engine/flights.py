@@ -59,6 +59,10 @@ class Flights:
         return len(self._flights)
 
     @property
+    def oldest(self) -> StepPlan:
+        return self._flights[0].plan
+
+    @property
     def has_room(self) -> bool:
         """Not behind a plan that could not be launched: the runner may lack the rows that it admitted."""
         flights = self._flights

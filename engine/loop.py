@@ -13,6 +13,7 @@ import msgspec
 
 from engine.compiling import CompileQueue, Pending
 from engine.flights import Executor, Flights
+from engine.heart import Heart
 from engine.profile import Profiles
 from engine.server import CONNECTION_SHIFT, SEQ_MASK, Gone, Server, internal_id
 from engine.watchers import Watchers
@@ -59,6 +60,7 @@ class Loop:
         grammars: CompileQueue,
         clock: Callable[[], float] = time.monotonic,
         profiles: Profiles | None = None,
+        heart: Heart | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -67,6 +69,7 @@ class Loop:
         self._grammars = grammars
         self._clock = clock
         self._profiles = profiles or Profiles(None, server.send, clock)
+        self._heart = heart or Heart(clock)
         self._owned: dict[int, set[int]] = defaultdict(set)  # connection -> internal ids of its live sequences
         self._flights = Flights(runner, clock)
         self._watchers = Watchers(server, clock)
@@ -91,6 +94,7 @@ class Loop:
 
     def turn(self) -> bool:
         """Brings one step to its end, if there is work. False: nothing to do before something arrives, or is read."""
+        self._heart.beat()
         for connection, message in self._server.take():
             self._handle(connection, message)
         for pending in self._grammars.take():
@@ -116,6 +120,7 @@ class Loop:
             self._flights.launch(plan)
 
     def _land(self) -> None:
+        self._heart.beat(self._scheduler.predicted_s(self._flights.oldest))
         landed = self._flights.land()
         if landed.result is None:
             self._count_failure()
@@ -190,19 +195,23 @@ class Loop:
         params = message.params
         ids = [*message.prompt, *(token for token, _ in params.logit_bias), *params.stop_ids, *params.allowed_ids]
         ids += [token for word in params.bad_words for token in word]
+        ids += [token for tokens in message.generated for token in tokens]
         if len(message.seeds) != len(message.seq_ids) or not message.seq_ids:
             raise ValueError("a submission needs one seed for each sequence")
+        if message.generated and len(message.generated) != len(message.seq_ids):
+            raise ValueError("a submission says of all sequences what they have generated, or of none")
         if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
             raise ValueError(f"token ids must be in 0 .. {self._vocab_size - 1}")
 
     def _sequences(self, connection: int, message: Submit) -> list[Sequence]:
         now = self._clock()
         leader = internal_id(connection, message.seq_ids[0])
+        generated: list[list[int]] = message.generated or [[]] * len(message.seq_ids)
         return [
             Sequence(
                 id=internal_id(connection, seq_id),
                 params=msgspec.structs.replace(message.params, seed=seed),
-                tokens=message.prompt.copy(),
+                tokens=message.prompt + more,
                 prompt_len=len(message.prompt),
                 arrived=now,
                 priority=message.priority,
@@ -210,7 +219,7 @@ class Loop:
                 salt=message.salt,
                 leader=leader if index else None,
             )
-            for index, (seq_id, seed) in enumerate(zip(message.seq_ids, message.seeds, strict=True))
+            for index, (seq_id, seed, more) in enumerate(zip(message.seq_ids, message.seeds, generated, strict=True))
         ]
 
     def _cancel(self, connection: int, message: Abort | Gone) -> None:

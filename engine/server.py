@@ -24,6 +24,7 @@ from scheduler.protocol import (
     FrameSplitter,
     FromEngine,
     Outputs,
+    Pulse,
     ToEngine,
     encode_frame,
     to_engine_decoder,
@@ -35,6 +36,7 @@ CONNECTION_SHIFT = 48
 SEQ_MASK = (1 << CONNECTION_SHIFT) - 1
 READ_BYTES = 1 << 18
 WRITE_BYTES = 1 << 15  # at a time, of what is unsent
+PULSE_S = 1.0  # between two signs of life, which also come while a step runs
 STALL_S = 30.0  # a gateway that reads nothing for so long, though there is something to read, is cut off
 # The kernel doubles it: a few steps of hundreds of sequences. What a socket holds cannot be merged any more.
 SOCKET_BYTES = 8 << 10
@@ -68,8 +70,18 @@ class _Connection:
 class Server:
     """Listens on a unix socket. `take`, `take_aborts` and `wait` are the step loop's, `send` is for any thread."""
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: str,
+        clock: Callable[[], float] = time.monotonic,
+        pulse: Callable[[], Pulse | None] = lambda: None,
+        pulse_s: float = PULSE_S,
+    ) -> None:
+        """pulse: asked by the I/O thread; None: there is no loop yet."""
         self._clock = clock
+        self._pulse = pulse
+        self._pulse_s = pulse_s
+        self._pulsed_at = clock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen()
@@ -198,7 +210,8 @@ class Server:
         selector.register(self._listener, selectors.EVENT_READ)
         selector.register(self._wakened, selectors.EVENT_READ)
         while not (self._stopping and self._all_sent()):
-            for key, _ in selector.select(timeout=1.0):
+            self._send_pulse()
+            for key, _ in selector.select(timeout=self._pulse_s):
                 if key.fileobj is self._listener:
                     self._accept(selector)
                 elif key.fileobj is self._wakened:
@@ -212,6 +225,14 @@ class Server:
         selector.close()
         self._listener.close()
         self._wakened.close()
+
+    def _send_pulse(self) -> None:
+        if self._clock() - self._pulsed_at < self._pulse_s:
+            return
+        self._pulsed_at = self._clock()
+        if (pulse := self._pulse()) is not None:
+            for connection in self.connections:
+                self.send(connection, pulse)
 
     def _all_sent(self) -> bool:
         with self._lock:

@@ -116,6 +116,7 @@ def http_settings(config: Config) -> HttpSettings:
         max_body_bytes=config.max_body,
         strict=config.strict,
         max_wait_s=config.max_wait or None,
+        migration=config.migration,
         allow_origins=(config.cors_origin,) if config.cors_origin else (),
         metrics_auth=config.metrics_auth,
         rate_limits=RateLimits(config.limit_rpm, config.limit_tpm, config.limit_concurrency),

@@ -205,6 +205,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     max_wait: Annotated[Seconds, Meta(description="Seconds a request may wait in the queue; 0: no limit.")] = 300.0
 
+    migration: Annotated[
+        bool,
+        Meta(description="Running requests go on with the next engine when theirs dies; no: they get an error."),
+    ] = True
     debug_profile: Annotated[
         bool, Meta(description="POST /debug/profile gives a profiler's trace of the engine's next steps.")
     ] = False

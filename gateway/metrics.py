@@ -70,6 +70,7 @@ OUTCOMES = frozenset(
 REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "engine_unavailable", "unauthorized"})
 RATE_LIMITS = frozenset({"requests", "tokens", "concurrency"})
 ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed", "cancelled"})
+MIGRATIONS = frozenset({"moved", "poison", "failed", "left"})
 STEP_KINDS = frozenset({"prefill", "decode", "mixed"})
 FINISHES = frozenset({"stop", "length", "abort", "error"})
 ENGINE_SERIES = frozenset(
@@ -177,6 +178,9 @@ class Metrics:
         self._tenant_prompt_tokens = self._counter("tenant_prompt_tokens", "Prompt tokens of such requests.", ("key",))
         self._tenant_tokens = self._counter("tenant_generation_tokens", "Tokens generated for them.", ("key",))
         self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",), ABORTS)
+        self._migrations = self._counter(
+            "migrations", "Requests whose engine died, by what became of them.", ("outcome",), MIGRATIONS
+        )
         self._streams_open = self._gauge("streams_open", "Event streams being sent.")
         self._prompt_tokens = self._tally("prompt_tokens", "Prompt tokens of requests that got a first token.")
         self._cached_tokens = self._tally("prompt_tokens_cached", "Of those, found in the prefix cache.")
@@ -206,6 +210,9 @@ class Metrics:
             buckets.RATIO,
         )
         self._decode = self._histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
+        self._migration = self._histogram(
+            "migration_seconds", "From an engine's death to the next token of a request that it had.", buckets.REQUEST_S
+        )
         self._loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late the gateway's event loop looks at a timer.", buckets.LOOP_LAG_S
         )
@@ -315,6 +322,12 @@ class Metrics:
 
     def aborted(self, cause: str, num_seqs: int) -> None:
         self._aborts.labels(bounded(cause, ABORTS)).inc(num_seqs)
+
+    def migrated(self, outcome: str, seconds: float | None = None) -> None:
+        """seconds: of one that goes on."""
+        self._migrations.labels(bounded(outcome, MIGRATIONS)).inc()
+        if seconds is not None:
+            self._migration.observe(seconds)
 
     def stream_opened(self) -> None:
         self._streams_open.inc()

@@ -99,7 +99,7 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     metrics = Metrics()
     engine = SocketEngine(metrics)
     setup = EngineSetup(engine_config(plan.config, plan.resolved), plan.around.environ, plan.around.engine_command)
-    supervisor = Supervisor(setup, engine, metrics)
+    supervisor = Supervisor(setup, engine, metrics, on_death=lambda from_outside: siblings.engine_died(from_outside))
     siblings = siblings_of(plan, supervisor.folder, metrics)
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None

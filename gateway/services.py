@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -55,6 +56,8 @@ class HttpSettings:
     submit_timeout_s: float = 15.0  # for the engine to accept or refuse: 503 after it
     max_wait_s: float | None = 120.0  # in the engine's queue: 504 after it; None: as long as it takes
     stall_timeout_s: float = 300.0  # without any output of an accepted request: 504 after it
+    migration: bool = True  # requests survive their engine
+    migration_wait_s: float = 300.0  # for an engine to go on with a request whose engine died: 503 after it
     ping_s: float = 15.0  # between heart-beats of a stream; 0: none
     send_timeout_s: float = 30.0  # for a reader to take one chunk
     slow_reader_bytes: int = 1 << 20  # unread text of a stream, after which it is ended
@@ -97,6 +100,7 @@ class Services:
     random_bits: Callable[[int], int] = secrets.randbits
     version: str = field(default_factory=installed_version)
     turnstile: Turnstile = field(default_factory=Turnstile)
+    returning: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that goes back to an engine
     timelines: Timelines = field(default_factory=Timelines)
     spans: TimelineSink | None = None  # of who traces requests
     live: Live = field(default_factory=Live)

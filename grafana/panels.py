@@ -246,6 +246,12 @@ ROWS: Sequence[Row] = (
                 ],
             ),
             Panel(
+                "Requests whose engine died",
+                [Query(f"sum by (outcome) (increase(headrace_migrations_total{{{PICK}}}[{RATE}]))", "{{outcome}}")],
+                about="moved: another engine went on with it. docs/migration.md has the others.",
+            ),
+            Panel("Pause of those that go on", quantiles("migration_seconds"), "s"),
+            Panel(
                 "Steps a second",
                 [Query(rate("steps_total", "instance, engine", ENGINE), "{{instance}} {{engine}}")],
                 "cps",

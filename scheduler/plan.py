@@ -14,13 +14,14 @@ from scheduler.types import FinishReason, SamplingParams
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence takes a runner slot. After a preemption `tokens` holds generated tokens too."""
+    """A sequence takes a runner slot. After a preemption, or from an engine that is gone, `tokens` holds generated
+    tokens too."""
 
     slot: int
     seq_id: int
     params: SamplingParams
     tokens: list[int]
-    prompt_len: int  # tokens[prompt_len:] were generated before a preemption
+    prompt_len: int  # tokens[prompt_len:] were generated before
     blocks: list[int]  # its block table so far: prefix hits, then fresh blocks for all of `tokens`
     start: int  # keys and values of tokens[:start] are already in `blocks`
 

@@ -2,7 +2,7 @@
 
 Text never crosses: token ids in, token ids out. Sequence ids are chosen by the gateway, unique on its connection.
 A connection sees: Progress*, then Ready or Fatal; then, for each Submit, Accepted or Rejection; then Outputs,
-and for a Watch also Snapshots.
+and for a Watch also Snapshots. Pulses come in between.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     priority: int = 0
     max_wait_s: float | None = None  # queued longer: finish "expired"
     salt: bytes = b""
+    generated: list[list[int]] = []  # of each choice, by an engine that is gone: it goes on from there; empty: none
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -136,6 +137,14 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
 
     kind: Literal["model", "memory", "internal"]
     message: str
+
+
+class Pulse(msgspec.Struct, frozen=True, array_like=True, tag="pulse"):
+    """Once a second, whatever the step loop does: the process lives. How long the loop has been at what it does, and
+    how long that should take; None: nobody can tell."""
+
+    seconds: float
+    predicted_s: float | None
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
@@ -270,7 +279,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
 
 
 ToEngine = Submit | Abort | Vocabulary | Profile | DropProfile | Watch
-FromEngine = Progress | Ready | Fatal | Accepted | Rejection | Outputs | Profiled | Snapshot
+FromEngine = Progress | Ready | Fatal | Pulse | Accepted | Rejection | Outputs | Profiled | Snapshot
 
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)

@@ -97,15 +97,17 @@ class Scheduler:
 
     def submit(self, seqs: list[Sequence]) -> None:
         """All choices of one request, or none. The first is the leader, whose prompt blocks the others share, and who
-        alone is told what was asked about the prompt.
+        alone is told what was asked about the prompt. What they have generated elsewhere counts as theirs.
 
         Raises Rejected: too_long, never_fits, queue_full.
         """
         ids = {seq.id for seq in seqs}
         if len(ids) != len(seqs) or not ids.isdisjoint(self._live):
             raise ValueError(f"sequence ids {sorted(ids)} are not new")
-        if any(not 0 < seq.prompt_len == len(seq.tokens) for seq in seqs):
-            raise ValueError(f"a prompt of sequences {sorted(ids)} is empty, or not all they have")
+        if any(not 0 < seq.prompt_len <= len(seq.tokens) for seq in seqs):
+            raise ValueError(f"a prompt of sequences {sorted(ids)} is empty, or more than they have")
+        if any(seq.num_generated and seq.num_generated >= seq.params.max_tokens for seq in seqs):
+            raise ValueError(f"of sequences {sorted(ids)} some have generated all they may")
         self._refuse_impossible(seqs)
         self._refuse_when_full(seqs)
         if not self.limits.prefix_caching:
@@ -303,6 +305,8 @@ class Scheduler:
         seq.phase = Phase.RUNNING
         seq.slot = self._slots.take()
         self._running[seq.id] = seq
+        if seq.computed >= seq.prompt_len:  # found, with some of what it has generated elsewhere
+            self._unpark(seq.id)
         if seq.admitted is None:
             seq.admitted = self._clock()
             delays.admit(seq, self._waits, seq.admitted)
@@ -470,6 +474,10 @@ class Scheduler:
             parked=self._queue.num_parked,
             others_prefill_s=self._shares.of_decodes_s,
         )
+
+    def predicted_s(self, plan: StepPlan) -> float | None:
+        """Of a step, as those before it went. None: there were none."""
+        return self._pace.seconds(plan.num_tokens - len(plan.works), 1)
 
     def snapshot(self) -> Snapshot:
         scene = Scene(self._running, self._queue, self._pool, self._slots.free, self._pace, self._answers)

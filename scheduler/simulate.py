@@ -272,6 +272,24 @@ class Simulation:
         tokens = request.prompt.copy()
         return Sequence(seq_id, params, tokens, len(tokens), now, request.priority, deadline, request.salt)
 
+    def move(self, seqs: list[Sequence]) -> list[Sequence]:
+        """Unfinished choices of one request, as an engine gets them whose predecessor had them: under new ids, with the
+        tokens that were seen. May raise Rejected."""
+        traces = [self.traces[seq.id] for seq in seqs]
+        now, request, has_begun = self.clock(), traces[0].request, any(trace.tokens for trace in traces)
+        moved = [self._choice(request, id, now) for id in range(len(self.traces), len(self.traces) + len(seqs))]
+        for seq, old, trace in zip(moved, seqs, traces, strict=True):
+            self.scheduler.abort(old.id)
+            seq.params = old.params
+            seq.tokens += trace.tokens
+            seq.deadline = None if has_begun else seq.deadline
+        self.scheduler.submit(moved)
+        for seq, trace in zip(moved, traces, strict=True):
+            tokens, times = trace.tokens.copy(), trace.times.copy()
+            seen = (trace.num_first, trace.cached_tokens, trace.prompt)
+            self.traces[seq.id] = Trace(request, trace.arrived, tokens, times, *seen)
+        return moved
+
     def launch(self, crash: bool = False) -> StepPlan | None:
         """Plans a step and starts it, behind those in flight."""
         plan = self.scheduler.plan()

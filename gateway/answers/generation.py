@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.answers.choice import Choice, ChoiceSpec
 from gateway.answers.mailbox import Mailbox, SlowReader
-from gateway.engines.client import EngineUnavailable
+from gateway.answers.migration import REMARK, Migration, submission
+from gateway.engines.client import Death, EngineUnavailable
 from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.http.exchange import Exchange
@@ -34,6 +36,11 @@ class Run:
     first_at: float | None = None
     last_at: float = 0.0
     visit: Visit = field(default_factory=Visit)
+    accepted: array[int] = field(default_factory=lambda: array("I"))  # all tokens that engines have sent
+
+    @property
+    def index(self) -> int:
+        return self.choice.index
 
 
 class Generation:
@@ -55,6 +62,7 @@ class Generation:
         self._failed = False
         self._unfinished = "abort"  # what is counted of choices that come to no end of their own
         self._outputs_seen = 0
+        self._migration = Migration(services, exchange, self)
         self._stall_timer: asyncio.TimerHandle | None = None
         self._feeder: asyncio.Task[None] | None = None  # submits the prompts that did not fit at once
         self._freed = asyncio.Event()  # a sequence has ended since the feeder last looked
@@ -92,6 +100,7 @@ class Generation:
         try:
             await self._accepted(range(num_first))
         except ApiError:
+            self._migration.cancel()
             self._abort(set(self._live), "failed")
             self._runs.clear()  # a request that was refused had no choices
             raise
@@ -116,12 +125,18 @@ class Generation:
             self.stop("failed", error)
 
     async def _follow_up(self, prompt: int) -> None:
-        """Where others have filled the queue meanwhile, as long as something of this request still runs: once more."""
+        """Where others have filled the queue meanwhile, as long as something of this request still runs: once more.
+        And where the engine has died meanwhile."""
+        migrates = self._services.settings.migration
         while True:
+            if migrates:
+                await self._migration.over()
             await self._room_for(prompt)
             try:
                 return await self._accepted([prompt])
             except ApiError as error:
+                if error.code == "engine_unavailable" and migrates:
+                    continue
                 if error.code != "queue_full" or not self._live:
                     raise
             self._freed.clear()
@@ -163,20 +178,20 @@ class Generation:
             raise refusals.exceptions[0] from None
 
     async def _submit(self, prompt: int) -> None:
-        job, services, settings = self._job, self._services, self._services.settings
-        here = slice(prompt * job.n, (prompt + 1) * job.n)
-        ids = self._seq_ids[here]
-        self._live.update(ids)
-        now = services.clock()
+        ids, now = self._seq_ids[prompt * self._job.n : (prompt + 1) * self._job.n], self._services.clock()
         for seq_id in ids:
             self._runs[seq_id].visit.submitted_at = now
-        request = Submit(
-            ids, job.prompts[prompt], job.params[prompt], job.seeds[here], job.priority, settings.max_wait_s, job.salt
-        )
+        await self.submit(self._submission(ids))
+
+    def _submission(self, seq_ids: Sequence[int]) -> Submit:
+        return submission(self._job, {id: self._runs[id] for id in seq_ids}, self._services.settings.max_wait_s)
+
+    async def submit(self, request: Submit) -> None:
+        self._live.update(request.seq_ids)
         try:
-            await services.engine.submit(request, self)
+            await self._services.engine.submit(request, self)
         except (Rejected, EngineUnavailable):
-            self._live.difference_update(ids)
+            self._live.difference_update(request.seq_ids)
             raise
 
     # outputs
@@ -187,6 +202,9 @@ class Generation:
             return
         self._outputs_seen += 1
         try:
+            run.accepted.extend(output.tokens)
+            if output.seq_id in self._migration.unheard:
+                self._migration.heard(output.seq_id)
             self._take(run, output)
         except SlowReader:
             limit = self._services.settings.slow_reader_bytes
@@ -265,10 +283,31 @@ class Generation:
             self._exchange.laps.enter("slow_reader")
             self.ended.set()
 
-    def fail(self, message: str) -> None:
-        """The engine died; there is nothing left in it to abort."""
+    # its engine died
+
+    def fail(self, death: Death) -> None:
+        """There is nothing left in it to abort. What was not submitted yet is so later."""
+        lost = self._live & self._runs.keys()
         self._live.clear()
-        self.stop("failed", faults.engine_unavailable(self._services, message))
+        if not self._services.settings.migration:
+            self.stop("failed", faults.engine_unavailable(self._services, death.message))
+        elif lost and not self._failed:
+            self._migration.begin(death, lost)
+
+    def again(self, seq_ids: Iterable[int]) -> list[Submit]:
+        by_prompt: dict[int, list[int]] = {}
+        for seq_id in sorted(self._runs.keys() & seq_ids):
+            by_prompt.setdefault(self._runs[seq_id].prompt, []).append(seq_id)
+        return [self._submission(ids) for ids in by_prompt.values()]
+
+    def resumed(self, away_s: float) -> None:
+        """Its time in engines goes on as if there had been no such time."""
+        self._submitted_at += away_s
+        ended = () if self._last_run.choice.finish is None else (self._last_run,)
+        for run in (*self._runs.values(), *ended):
+            run.visit.postpone(away_s, self._others_prefill_s())
+        self._exchange.laps.enter("engine")
+        self.mailbox.remark = REMARK
 
     # early ends
 
@@ -279,6 +318,7 @@ class Generation:
         self._failed = True
         self._unfinished = "error" if cause in ("failed", "stalled") else "abort"
         self._stop_feeding()
+        self._migration.cancel()
         self._abort(set(self._live), cause)
         self._exchange.laps.enter("slow_reader")
         self.mailbox.fail(error)
@@ -289,6 +329,7 @@ class Generation:
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         self._stop_feeding()
+        self._migration.cancel()
         self._abort(set(self._live), "client_closed")
         if self.generates:
             for _ in self._runs:
@@ -327,7 +368,7 @@ class Generation:
         )
 
     def _check_stall(self, seen_before: int) -> None:
-        if self._outputs_seen > seen_before:
+        if self._outputs_seen > seen_before or self._migration.is_under_way:
             self._watch_stall()
         else:
             self.stop("stalled", faults.stalled(self._services.settings.stall_timeout_s))

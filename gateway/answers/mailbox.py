@@ -23,6 +23,7 @@ class Mailbox:
         self._num_bytes = 0
         self._error: ApiError | None = None
         self._reader: asyncio.Future[None] | None = None  # while it waits
+        self.remark = b""  # for who has a stream: a comment, to be sent with what comes next
         self.shortcut: Callable[[], bool] | None = None  # may take what would wake the reader: whether it did
 
     def put(self, delta: Delta) -> None:

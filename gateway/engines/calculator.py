@@ -5,9 +5,9 @@ computed, and its result goes into the answer as if the model had written it, in
     ... expr end  |  output_start result output_end  | ...
                   ^ the sequence ends here in the engine, and comes back under its id with all that is left of it
 
-The engine behind knows nothing of it: it is asked to stop at <|python_end|>, and then given prompt, answer and result
-as a new prompt, most of which its prefix cache still has. Noise depends on seed and position, so what is drawn is what
-an answer in one piece would have had; of penalties, those for presence and frequency begin anew.
+The engine behind knows nothing of it: it is asked to stop at <|python_end|>, and then to go on from prompt, answer and
+result, most of which its prefix cache still has, as it goes on with an answer whose engine died. What is drawn is what
+an answer in one piece would have had.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from gateway.engines.client import EngineClient, EngineUnavailable, Sink
+from gateway.engines.client import Death, EngineClient, EngineUnavailable, Sink
 from gateway.tokenizer.base import Tokenizer
 from gateway.tools.arithmetic import calculate
 from scheduler.plan import TokenLogprob
@@ -54,6 +54,12 @@ class _Sequence:
             if token == start:
                 self.block = len(self.answer)
 
+    def note_before(self, tokens: list[int], start: int, end: int) -> None:
+        """What it had in an engine that is gone: a block in it may be open still."""
+        self.note(tokens, start)
+        if self.block is not None and end in self.answer[self.block :]:
+            self.block = None
+
 
 class CalculatingEngine:
     """An EngineClient in front of another one."""
@@ -86,6 +92,9 @@ class CalculatingEngine:
     def new_ids(self, count: int) -> list[int]:
         return self._engine.new_ids(count)
 
+    async def available(self) -> None:
+        await self._engine.available()
+
     def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
         self._engine.watch(for_s, told)
 
@@ -93,10 +102,12 @@ class CalculatingEngine:
         params = request.params
         if params.grammar is not None or self._end in params.stop_ids:  # an answer of a fixed form; or its end is here
             return await self._engine.submit(request, sink)
-        for seq_id, seed in zip(request.seq_ids, request.seeds, strict=True):
-            self._sequences[seq_id] = _Sequence(request, seed, sink)
+        generated: list[list[int]] = request.generated or [[]] * len(request.seq_ids)
+        for seq_id, seed, tokens in zip(request.seq_ids, request.seeds, generated, strict=True):
+            self._sequences[seq_id] = sequence = _Sequence(request, seed, sink)
+            sequence.note_before(tokens, self._start, self._end)
         try:
-            await self._engine.submit(self._stopping(request), _Ears(self, request.seq_ids, sink))
+            await self._engine.submit(self._stopping(request), _Ears(self, sink))
         except BaseException:
             self._forget(request.seq_ids)
             raise
@@ -166,10 +177,10 @@ class CalculatingEngine:
     async def _continue(self, seq_id: int, sequence: _Sequence) -> None:
         request = self._stopping(_rest_of(seq_id, sequence))
         try:
-            await self._submit_patiently(request, _Ears(self, [seq_id], sequence.sink))
+            await self._submit_patiently(request, _Ears(self, sequence.sink))
         except EngineUnavailable as error:
-            self._sequences.pop(seq_id, None)
-            sequence.sink.fail(error.message)
+            sequence.continued = None
+            self.fail(sequence.sink, _gone(error))
         except Rejected as refusal:
             log.warning("an answer that has used its calculator cannot go on: %s", refusal.message)
             self._give_up(seq_id, sequence)
@@ -193,23 +204,25 @@ class CalculatingEngine:
             await self._sleep(RETRY_S)
         return await self._engine.submit(request, sink)
 
-    def fail(self, seq_ids: list[int], sink: Sink, message: str) -> None:
-        self._forget(seq_ids)
-        sink.fail(message)
+    def fail(self, sink: Sink, death: Death) -> None:
+        """Who it is told to gives all of it to another engine, also what was on its way back into this one."""
+        self._forget([seq_id for seq_id, sequence in self._sequences.items() if sequence.sink is sink])
+        sink.fail(death)
 
 
 def _rest_of(seq_id: int, sequence: _Sequence) -> Submit:
-    asked, params = sequence.request, sequence.request.params
-    rest = msgspec.structs.replace(
-        params,
-        max_tokens=sequence.room,
-        min_tokens=max(0, params.min_tokens - len(sequence.answer)),
-        prompt_logprobs=None,
-        embed=False,
-    )
+    asked = sequence.request
+    rest = msgspec.structs.replace(asked.params, prompt_logprobs=None, embed=False)
     return msgspec.structs.replace(
-        asked, seq_ids=[seq_id], prompt=[*asked.prompt, *sequence.answer], params=rest, seeds=[sequence.seed]
+        asked, seq_ids=[seq_id], params=rest, seeds=[sequence.seed], max_wait_s=None, generated=[sequence.answer.copy()]
     )
+
+
+def _gone(error: EngineUnavailable) -> Death:
+    """Of an engine that had nothing of this request."""
+    death = Death(error.message, 0, from_outside=True)
+    death.explained.set()
+    return death
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +230,10 @@ class _Ears:
     """The Sink that the engine behind is given."""
 
     engine: CalculatingEngine
-    seq_ids: list[int]
     sink: Sink
 
     def deliver(self, output: Output) -> None:
         self.engine.deliver(output)
 
-    def fail(self, message: str) -> None:
-        self.engine.fail(self.seq_ids, self.sink, message)
+    def fail(self, death: Death) -> None:
+        self.engine.fail(self.sink, death)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from scheduler.protocol import EngineStats, Output, Ready, Snapshot, Submit
@@ -17,14 +19,25 @@ class EngineUnavailable(Exception):
         self.retry_after_s = retry_after_s
 
 
+@dataclass(slots=True, eq=False)
+class Death:
+    """Of an engine. The last two are known a moment after its sinks were told, and then `explained` is set."""
+
+    message: str
+    num_requests: int  # that it had open
+    from_outside: bool = False  # somebody else ended the process: as far as anybody can tell, no request's doing
+    explained: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Sink(Protocol):
     """Where one request's outputs go. Called on the event loop; must not block or raise."""
 
     def deliver(self, output: Output) -> None:
         """New tokens of one sequence, or its end, or both."""
 
-    def fail(self, message: str) -> None:
-        """The engine died: nothing more will come for any sequence of this request."""
+    def fail(self, death: Death) -> None:
+        """The engine died: nothing more will come for any sequence that it had of this request. They may be submitted
+        again, under the same ids."""
 
 
 class EngineClient(Protocol):
@@ -38,6 +51,9 @@ class EngineClient(Protocol):
 
     def new_ids(self, count: int) -> list[int]:
         """Sequence ids never used before."""
+
+    async def available(self) -> None:
+        """Returns when some engine takes work, at once if one does."""
 
     async def submit(self, request: Submit, sink: Sink) -> None:
         """Returns when the engine has accepted; outputs then go to `sink` until every sequence has finished or was

@@ -33,6 +33,7 @@ class EngineProcess:
         self.lines: deque[str] = deque(maxlen=MAX_LINES)
         self._process = process
         self._socket_path = socket_path
+        self._is_ours = False  # its end
         self._listening = asyncio.create_task(self._listen(), name="engine output")
 
     @classmethod
@@ -65,6 +66,11 @@ class EngineProcess:
                 await asyncio.sleep(CONNECT_PERIOD_S)
         raise EngineFailed("lost", f"the engine did not open its socket within {CONNECT_LIMIT_S:g} s")
 
+    @property
+    def was_killed(self) -> bool:
+        """By nothing that it did itself, nor by us."""
+        return self._process.returncode == -signal.SIGKILL and not self._is_ours
+
     async def last_words(self) -> str | None:
         """How it ended, and the last line of its output, which for a Python program names the error. None: it runs."""
         with contextlib.suppress(TimeoutError):
@@ -93,6 +99,7 @@ class EngineProcess:
     def kill(self) -> None:
         """At once, its own children too."""
         if self._process.returncode is None:  # so its process group is still its own
+            self._is_ours = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 

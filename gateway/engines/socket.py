@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from gateway.engines.client import EngineUnavailable, Sink
+from gateway.engines.client import Death, EngineUnavailable, Sink
 from scheduler.protocol import (
     Abort,
     Accepted,
@@ -26,6 +26,7 @@ from scheduler.protocol import (
     Profile,
     Profiled,
     Progress,
+    Pulse,
     Ready,
     Rejection,
     Snapshot,
@@ -42,9 +43,10 @@ READ_BYTES = 1 << 16
 
 
 class EngineFailed(Exception):
-    """An engine came to its end. model, memory, internal: as it said itself; lost: it said nothing."""
+    """An engine came to its end. model, memory, internal: as it said itself; lost: it said nothing; hung: it lives, and
+    does not go on."""
 
-    def __init__(self, kind: Literal["model", "memory", "internal", "lost"], message: str) -> None:
+    def __init__(self, kind: Literal["model", "memory", "internal", "lost", "hung"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -68,6 +70,20 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Patience:
+    """With an engine that has work. Its pulse comes once a second also while it computes, so a long step is no silence;
+    a step itself is given the multiple of what those before it make one expect."""
+
+    silence_s: float = 6.0  # a period without a word; the second in a row, with the same work open, is the end
+    least_s: float = 60.0  # for what the step loop is at
+    unpredicted_s: float = 180.0  # where nobody can tell how long it should take
+    multiple: float = 10.0
+
+    def for_step_s(self, predicted_s: float | None) -> float:
+        return self.unpredicted_s if predicted_s is None else max(self.least_s, self.multiple * predicted_s)
+
+
+@dataclass(frozen=True, slots=True)
 class _Question:
     """A Submit that the engine has not answered yet."""
 
@@ -79,12 +95,14 @@ class SocketEngine:
     """An EngineClient. Invariant: an id is in `_sinks` from its submission until it finished or was aborted."""
 
     def __init__(
-        self, observer: EngineObserver, *, answer_timeout_s: float = 60.0, silence_limit_s: float = 180.0
+        self, observer: EngineObserver, *, answer_timeout_s: float = 60.0, patience: Patience = Patience()
     ) -> None:
         self.retry_after_s = 1.0  # kept by the supervisor, who knows when the next engine may be there
         self._observer = observer
         self._answer_timeout_s = answer_timeout_s
-        self._silence_limit_s = silence_limit_s
+        self._patience = patience
+        self._up = asyncio.Event()
+        self.death: Death | None = None  # the last; the supervisor, who sees how the process ended, explains it
         self._next_id = 1
         self._ready: Ready | None = None
         self._vocabulary = b""  # the frame that tells it to each engine
@@ -115,6 +133,9 @@ class SocketEngine:
     def new_ids(self, count: int) -> list[int]:
         first, self._next_id = self._next_id, self._next_id + count
         return list(range(first, self._next_id))
+
+    async def available(self) -> None:
+        await self._up.wait()
 
     async def submit(self, request: Submit, sink: Sink) -> None:
         writer = self._writer
@@ -181,30 +202,35 @@ class SocketEngine:
         except OSError as error:
             raise EngineFailed("lost", f"the connection to the engine broke: {error}") from error
         finally:
-            self._lose()
+            self._lose("The engine stopped before the answer was complete.")
             writer.transport.abort()  # not close(): an engine that no longer reads must not hold us
 
     async def _messages(self, reader: asyncio.StreamReader) -> AsyncIterator[FromEngine]:
         splitter = FrameSplitter()
-        horizon = 0
+        open_before: frozenset[int] = frozenset()  # when a period of silence ended
         while True:
             try:
-                async with asyncio.timeout(self._silence_limit_s):
+                async with asyncio.timeout(self._patience.silence_s):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                self._check_silence(horizon)
-                horizon = self._next_id
+                self._check_silence(open_before)
+                open_before = frozenset(self._sinks)
                 continue
             if not data:
                 return
-            horizon = 0
+            open_before = frozenset()
             for body in splitter.feed(data):
                 yield from_engine_decoder.decode(body)
 
-    def _check_silence(self, horizon: int) -> None:
-        """A whole period passed without a frame. Ids below `horizon` were open before it began."""
-        if any(seq_id < horizon for seq_id in self._sinks):
-            raise EngineFailed("internal", f"the engine has work and said nothing for {self._silence_limit_s:g} s")
+    def _check_silence(self, open_before: frozenset[int]) -> None:
+        """A whole period passed without a frame. These were open before it began."""
+        if not open_before.isdisjoint(self._sinks):
+            raise EngineFailed("hung", f"the engine has work and said nothing for {2 * self._patience.silence_s:g} s")
+
+    def _check_progress(self, pulse: Pulse) -> None:
+        limit_s = self._patience.for_step_s(pulse.predicted_s)
+        if self._sinks and pulse.seconds > limit_s:
+            raise EngineFailed("hung", f"the engine has been at one step for more than {limit_s:g} s")
 
     def _handle(self, message: FromEngine, listener: Listener) -> None:
         match message:
@@ -221,10 +247,13 @@ class SocketEngine:
             case Snapshot():
                 if self._told is not None:
                     self._told(message)
+            case Pulse():
+                self._check_progress(message)
             case Progress():
                 listener.on_progress(message)
             case Ready():
                 self._ready = message
+                self._up.set()
                 self._spell()
                 self._observer.engine_up(True)
                 listener.on_ready(message)
@@ -255,9 +284,10 @@ class SocketEngine:
         for step in frame.steps:
             self._observer.on_step(step)
 
-    def _lose(self) -> None:
+    def _lose(self, message: str) -> None:
         was_up = self._ready is not None
-        self._ready = self._stats = self._writer = None
+        self._ready = self._writer = None
+        self._up.clear()
         for question in self._questions.values():
             if question.answer.done():  # accepted, though submit() had no turn yet to return: its sink is told
                 continue
@@ -269,8 +299,10 @@ class SocketEngine:
                 profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
         open_sinks = {id(sink): sink for sink in self._sinks.values()}  # one a request, whatever its choices
         self._sinks.clear()
+        self.death = Death(message, len(open_sinks))
         for sink in open_sinks.values():
-            sink.fail("The engine stopped before the answer was complete.")
+            sink.fail(self.death)
+        self._stats = None
         if was_up:
             self._observer.engine_up(False)
 

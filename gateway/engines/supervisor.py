@@ -61,12 +61,15 @@ class Supervisor:
         *,
         backoff: Backoff = Backoff(),
         timing: Timing = Timing(),
+        on_death: Callable[[bool], None] = lambda from_outside: None,
     ) -> None:
+        """on_death: told of each engine's, and whether somebody else had killed it."""
         self._setup = setup
         self._engine = engine
         self._observer = observer
         self._backoff = backoff
         self._timing = timing
+        self._on_death = on_death
         self.folder = _socket_folder()  # of all files that engine and gateway share
         self._num_starts = 0
         self._process: EngineProcess | None = None
@@ -139,10 +142,13 @@ class Supervisor:
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
+            if failure.kind == "hung":
+                process.kill()  # asked to stop, it would not hear
             if failure.kind != "lost":
                 raise
             raise EngineFailed("lost", await process.last_words() or failure.message) from failure
         finally:
+            self._explain(process)
             await process.stop()
             self._process = None
 
@@ -152,6 +158,13 @@ class Supervisor:
         new.unlink(missing_ok=True)
         new.symlink_to(socket)
         new.replace(self.folder / ENGINE)
+
+    def _explain(self, process: EngineProcess) -> None:
+        death = self._engine.death
+        if death is not None and not death.explained.is_set():
+            death.from_outside = process.was_killed
+            death.explained.set()
+            self._on_death(death.from_outside)
 
     def _note_ready(self, ready: Ready) -> None:
         self._ready_at = self._timing.clock()

@@ -96,6 +96,13 @@ def generation_failed() -> ApiError:
     return ApiError(500, message, type="server_error", code="generation_failed")
 
 
+def poisoned(num_deaths: int) -> ApiError:
+    """Sent again, it would probably end the next engine."""
+    message = f"The engine died {num_deaths} times while it computed this request, which is not tried again."
+    headers = {"x-should-retry": "false"}
+    return ApiError(500, message, type="server_error", code="poisoned", headers=headers)
+
+
 def grammar_failed() -> ApiError:
     """Sent again, the request would most likely fail again."""
     message = "The form of the answer became too complex to follow while it was generated. Ask for a simpler one."

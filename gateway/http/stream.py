@@ -81,8 +81,11 @@ class EventStream:
             mailbox.shortcut = send
 
     def _bytes_of(self, deltas: Sequence[Delta]) -> bytes:
-        wire, usage = self._wire, self._generation.usage
-        return b"".join([wire.events(delta, usage) for delta in deltas])
+        wire, usage, mailbox = self._wire, self._generation.usage, self._generation.mailbox
+        data = b"".join([wire.events(delta, usage) for delta in deltas])
+        if mailbox.remark:
+            data, mailbox.remark = mailbox.remark + data, b""
+        return data
 
 
 def outcome(generation: Generation) -> str:

@@ -47,6 +47,7 @@ CODES: Mapping[str, str] = {
     "not_found": "There is nothing at this path.",
     "not_implemented": "A known feature that is not built.",
     "not_in_background": "Only responses that run in the background can be cancelled.",
+    "poisoned": "The engine died each time that it computed the request, which is not tried again.",
     "previous_response_not_found": "The response to go on from is not stored.",
     "profile_failed": "The profiler failed.",
     "profile_too_large": "The trace is too large; ask for fewer steps.",

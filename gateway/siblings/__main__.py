@@ -53,7 +53,7 @@ async def _serve(setup: Setup) -> int:
             ready.set_result(told)
 
     accounts, timelines = Accounts(), Timelines(config.timelines)
-    link = Link(setup.number, folder, metrics, accounts, timelines)
+    link = Link(setup.number, folder, metrics, accounts, timelines, engine)
     following = asyncio.create_task(follow(folder, engine, on_ready), name="engine")
     linked = asyncio.create_task(link.run(lambda: signals.receive(signal.SIGTERM)), name="link")
     spans = None

@@ -19,6 +19,7 @@ from gateway.siblings.messages import (
     Answer,
     Ask,
     Charges,
+    Died,
     FromSibling,
     Hello,
     Left,
@@ -126,6 +127,9 @@ class Siblings:
         self._is_open = True
         for each in self._siblings.values():
             each.send(Open())
+
+    def engine_died(self, from_outside: bool) -> None:
+        self._send_others(0, Died(from_outside))
 
     def stop(self) -> None:
         """They begin to drain; told once more, they end at once."""

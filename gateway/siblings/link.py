@@ -20,6 +20,7 @@ from gateway.siblings.messages import (
     Answer,
     Ask,
     Charges,
+    Died,
     FromSibling,
     Hello,
     Left,
@@ -44,12 +45,21 @@ log = logging.getLogger("headrace.siblings")
 class Link:
     """To the first gateway."""
 
-    def __init__(self, number: int, folder: Path, metrics: Metrics, accounts: Accounts, timelines: Timelines) -> None:
+    def __init__(
+        self,
+        number: int,
+        folder: Path,
+        metrics: Metrics,
+        accounts: Accounts,
+        timelines: Timelines,
+        engine: SocketEngine,
+    ) -> None:
         self._number = number
         self._path = folder / LINK
         self._metrics = metrics
         self._accounts = accounts
         self._timelines = timelines
+        self._engine = engine
         self._may_open = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
 
@@ -89,6 +99,10 @@ class Link:
         match message:
             case Open():
                 self._may_open.set()
+            case Died(from_outside):
+                if self._engine.death is not None:
+                    self._engine.death.from_outside = from_outside
+                    self._engine.death.explained.set()
             case Ask(ask_id, None):
                 self._send(Answer(ask_id, series=self._metrics.series()))
             case Ask(ask_id, str(request_id), key):

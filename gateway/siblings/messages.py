@@ -110,6 +110,12 @@ class Charges(msgspec.Struct, frozen=True, array_like=True, tag="charges"):
     spent: list[Spent]
 
 
+class Died(msgspec.Struct, frozen=True, array_like=True, tag="died"):
+    """The engine, as its supervisor saw it."""
+
+    from_outside: bool  # killed by somebody
+
+
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     """A gateway is gone, and with it the requests that were open there."""
 
@@ -117,7 +123,7 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
 
 
 FromSibling = Hello | Prepared | Told | Answer | Charges
-ToSibling = Open | Ask | Charges | Left
+ToSibling = Open | Died | Ask | Charges | Left
 
 _encoder = msgspec.msgpack.Encoder()
 from_sibling = msgspec.msgpack.Decoder(FromSibling)

@@ -37,6 +37,15 @@ class Visit:
         self.heard_at, self.first = now, first
         self.others_before_s = self.others_after_s = others_s
 
+    def postpone(self, seconds: float, others_s: float) -> None:
+        """So much time does not count, and another engine counts from now on."""
+        if self.submitted_at is not None:
+            self.submitted_at += seconds
+        if self.heard_at is not None:
+            self.heard_at += seconds
+        gained_s = self.others_after_s - self.others_before_s
+        self.others_before_s, self.others_after_s = others_s - gained_s, others_s
+
 
 def cut(visit: Visit, began: float, seconds: float, waits_for: WaitReason = "step") -> dict[Cause, float]:
     """Of `seconds` since `began`. waits_for: what a sequence waits for that has not been heard of."""

@@ -30,6 +30,7 @@ Cause = Literal[
     "others_prefill",  # prompts of others in its steps
     "decode",
     "preemption",  # gone from the batch, and computing again what was lost
+    "migration",  # its engine died: until another one has gone on with it
     "engine",  # in the engine, as long as it is not cut further
     "slow_reader",  # from the last token to the last byte that the client took
 ]

@@ -74,8 +74,8 @@ def test_sigint_waits_for_streams_that_end_by_themselves(gguf_path: Path, tmp_pa
         assert engine not in processes()
 
 
-def test_a_killed_engine_is_told_and_started_again(gguf_path: Path, tmp_path: Path) -> None:
-    with private(tmp_path) as (server, client):
+def test_without_migration_a_killed_engine_is_told_and_started_again(gguf_path: Path, tmp_path: Path) -> None:
+    with private(tmp_path, "--no-migration") as (server, client):
         before = server.greedy(PROMPT)
         stream = endless(client)
         next(stream)

@@ -9,11 +9,12 @@ import pytest
 
 from engine.compiling import CompileQueue
 from engine.grammar import Matchers
+from engine.heart import Heart
 from engine.loop import Loop, StepsFail
 from engine.server import Gone
 from scheduler.blocks import BlockPool
 from scheduler.plan import PromptResult, StepPlan, StepResult
-from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Rejection, StepRecord, Submit
+from scheduler.protocol import Abort, Accepted, FromEngine, Output, Outputs, Pulse, Rejection, StepRecord, Submit
 from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
 
@@ -92,12 +93,13 @@ class World:
         self.scheduler = Scheduler(Limits(**sizes), BlockPool(40, 4), lambda: self.now)
         grammars = CompileQueue(lambda told: NotImplemented, self.server.wake, lambda: self.now)
         server: Any = self.server
-        self.loop = Loop(self.scheduler, self.runner, server, VOCAB, grammars, lambda: self.now)
+        self.heart = Heart(lambda: self.now)
+        self.loop = Loop(self.scheduler, self.runner, server, VOCAB, grammars, lambda: self.now, heart=self.heart)
 
-    def submit(self, seq_id: int, connection: int = 1, *, prompt: list[int] | None = None, **more: object) -> None:
+    def submit(self, seq_id: int, connection: int = 1, *, prompt: list[int] | None = None, **more: Any) -> None:
         params = SamplingParams(max_tokens=3)
         seq_ids = [seq_id]
-        message = Submit(seq_ids, prompt or [1, 2, 3], params, [0], **more)  # type: ignore[arg-type]
+        message = Submit(seq_ids, prompt or [1, 2, 3], params, [0], **more)
         self.server.inbox.append((connection, message))
 
     def turn(self, count: int = 1) -> None:
@@ -146,6 +148,44 @@ def test_choices_of_one_request_get_their_own_seeds() -> None:
     world.server.inbox.append((1, Submit([1, 2], [3], SamplingParams(max_tokens=1), [100, 200])))
     world.turn(3)
     assert [admit.params.seed for plan in world.runner.plans for admit in plan.admits] == [100, 200]
+
+
+def test_what_was_generated_elsewhere_is_part_of_it_and_not_told_again() -> None:
+    world = World()
+    world.server.inbox.append((1, Submit([1, 2], [3, 4], SamplingParams(3), [0, 1], generated=[[5, 6], [7]])))
+    world.turn(3)
+    (admits,) = {tuple((tuple(a.tokens), a.prompt_len) for p in world.runner.plans for a in p.admits)}
+    assert admits == (((3, 4, 5, 6), 2), ((3, 4, 7), 2))
+    outputs = world.server.outputs(1)
+    assert [(o.seq_id, len(o.tokens), o.finish) for o in outputs] == [(1, 1, "length"), (2, 1, None), (2, 1, "length")]
+    assert not any(o.first for o in outputs)
+
+
+@pytest.mark.parametrize("generated", [[[5], [6]], [[VOCAB]], [[5, 6, 7]]])
+def test_what_cannot_have_been_generated_is_refused(generated: list[list[int]]) -> None:
+    """Of too many sequences, outside of the vocabulary, all that it may have."""
+    world = World()
+    world.submit(1, generated=generated)
+    world.turn(1)
+    ((_, refusal),) = world.server.sent
+    assert isinstance(refusal, Rejection) and refusal.code == "invalid"
+
+
+def test_while_a_step_runs_its_pulse_tells_how_long_it_should_take() -> None:
+    world = World()
+    pulses: list[Pulse | None] = [world.heart.pulse()]
+
+    def during() -> None:
+        world.now += 2.0
+        pulses.append(world.heart.pulse())
+
+    world.runner.during = during
+    world.submit(1)
+    world.turn(3)
+    world.now += 0.5
+    assert pulses == [None, Pulse(2.0, None), Pulse(2.0, 2.0), Pulse(2.0, 2.0)]
+    world.turn(1)
+    assert world.heart.pulse() == Pulse(0.0, None)
 
 
 def test_what_is_cancelled_during_a_step_is_gone_when_it_ends() -> None:

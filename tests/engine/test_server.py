@@ -17,6 +17,7 @@ from scheduler.protocol import (
     Output,
     Outputs,
     Progress,
+    Pulse,
     StepRecord,
     Submit,
     ToEngine,
@@ -88,6 +89,26 @@ def taken(server: Server, count: int) -> list[tuple[int, object]]:
             return got
         server.wait(0.1)
     raise AssertionError(f"only {got} arrived")
+
+
+def test_a_pulse_comes_while_the_step_loop_is_busy_and_not_before_there_is_one(path: Path) -> None:
+    """Nobody calls anything of the server meanwhile."""
+    at: list[Pulse] = []
+    server = Server(str(path), pulse=lambda: at[-1] if at else None, pulse_s=0.01)
+    gateway = Gateway(path)
+    try:
+        gateway.sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            gateway.receive()
+        gateway.sock.settimeout(10)
+        at.append(Pulse(1.0, None))
+        assert gateway.receive() == Pulse(1.0, None)
+        at.append(Pulse(2.0, 30.0))
+        while gateway.receive() != Pulse(2.0, 30.0):
+            pass
+    finally:
+        gateway.sock.close()
+        server.close(10)
 
 
 def test_messages_arrive_in_order_under_their_connection(server: Server, gateways: Callable[[], Gateway]) -> None:

@@ -120,9 +120,9 @@ async def test_an_answer_that_failed_in_the_engine(finish: Any, status: int, cod
     assert engine.aborted == [0]
 
 
-async def test_the_engine_dies_under_an_answer() -> None:
+async def test_the_engine_dies_under_an_answer_and_there_is_no_migration() -> None:
     engine = FakeEngine(automatic=False)
-    connection = post(toy_app(engine), CHAT, chat())
+    connection = post(toy_app(engine, migration=False), CHAT, chat())
     await engine.until(lambda: bool(engine.playing))
     engine.step()
     engine.die("The engine process ended (signal 9).")

@@ -127,9 +127,9 @@ async def test_nothing_follows_when_the_client_has_left() -> None:
     assert len(engine.submitted) == 4
 
 
-async def test_nothing_follows_when_the_engine_died() -> None:
+async def test_nothing_follows_when_the_engine_died_and_there_is_no_migration() -> None:
     engine = FakeEngine(automatic=False)
-    connection = post(create_app(toy_services(engine, **BOUNDS)), "/v1/completions", many())
+    connection = post(create_app(toy_services(engine, migration=False, **BOUNDS)), "/v1/completions", many())
     await engine.until(lambda: len(engine.playing) == 4)
     engine.die()
     await connection.end()

@@ -138,9 +138,9 @@ async def test_a_failure_after_the_first_byte_is_an_event_and_the_end() -> None:
     assert connection.sent[-1]["more_body"] is False
 
 
-async def test_the_engines_death_reaches_every_stream() -> None:
+async def test_without_migration_the_engines_death_reaches_every_stream() -> None:
     engine = FakeEngine(automatic=False)
-    app = toy_app(engine)
+    app = toy_app(engine, migration=False)
     connections = [post(app, CHAT, chat(stream=True)) for _ in range(3)]
     await engine.until(lambda: len(engine.playing) == 3)
     engine.step()

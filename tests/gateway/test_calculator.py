@@ -45,7 +45,8 @@ class Played:
 
     def _script(self, submit: Submit, choice: int) -> Script:
         part = self._parts.pop(0)
-        return Script([[token] for token in part], "stop" if self._parts else self._finish)
+        before = submit.generated[choice] if submit.generated else []
+        return Script([[token] for token in [*before, *part]], "stop" if self._parts else self._finish)
 
     async def ask(self, choices: int = 1, **params: object) -> Submit:
         asked = SamplingParams(max_tokens=100, temperature=0.7, stop_ids=(END, BOS))
@@ -77,10 +78,8 @@ async def test_a_result_goes_into_the_answer_and_the_answer_goes_on() -> None:
         asked, params=msgspec.structs.replace(asked.params, stop_ids=(END, BOS, PYTHON_END))
     )
     so_far = [*b"it is ", *CALL, *RESULT]
-    rest = msgspec.structs.replace(
-        first.params, max_tokens=100 - len(so_far), min_tokens=0, prompt_logprobs=None, embed=False
-    )
-    assert second == msgspec.structs.replace(first, prompt=[*PROMPT, *so_far], params=rest)
+    rest = msgspec.structs.replace(first.params, prompt_logprobs=None, embed=False)
+    assert second == msgspec.structs.replace(first, params=rest, max_wait_s=None, generated=[so_far])
 
 
 async def test_the_first_token_is_told_once() -> None:
@@ -211,7 +210,9 @@ async def test_the_engine_may_be_gone_by_then() -> None:
     played.engine.refusal = lambda submit: gone if len(played.engine.submitted) > 1 else None
     await played.ask()
     await played.sink.failed()
-    assert played.sink.failures == ["It is gone."]
+    (death,) = played.sink.failures
+    assert (death.message, death.num_requests, death.explained.is_set()) == ("It is gone.", 0, True)
+    assert played.calculating.num_held == 0
 
 
 @pytest.mark.parametrize("part", [1, 2])
@@ -225,8 +226,18 @@ async def test_it_may_die_in_either_part(part: int) -> None:
         await played.engine.until(lambda: len(played.engine.submitted) == 2 and bool(played.engine.playing))
     played.engine.step()
     played.engine.die()
-    assert played.sink.failures == ["The engine died."]
+    assert [death.message for death in played.sink.failures] == ["The engine died."]
     assert played.calculating.num_held == 0
+
+
+async def test_an_answer_whose_engine_died_in_a_block_is_computed_by_the_next() -> None:
+    before, after = [*CALL, *RESULT, PYTHON, *b"6"], [*b"*7", PYTHON_END]
+    played = Played(after, [END])
+    asked = SamplingParams(max_tokens=100, stop_ids=(END, BOS))
+    await played.calculating.submit(Submit([1], PROMPT, asked, seeds=[5], generated=[before]), played.sink)
+    await played.sink.finished()
+    assert played.sink.tokens == [*after, *RESULT, END]
+    assert played.engine.submitted[1].generated == [[*before, *after, *RESULT]]
 
 
 async def test_an_abort_holds_between_the_parts_too() -> None:

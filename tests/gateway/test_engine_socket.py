@@ -7,12 +7,13 @@ from typing import cast
 import pytest
 
 from gateway.engines.client import EngineUnavailable
-from gateway.engines.socket import EngineFailed, Listener, SocketEngine
+from gateway.engines.socket import EngineFailed, Listener, Patience, SocketEngine
 from scheduler.protocol import Accepted, EngineConfig, Fatal, Snapshot, Submit, encode_frame
 from scheduler.types import Rejected, SamplingParams
-from tests.fixtures.engines import Changes, RecordingObserver, RecordingSink, World, started, world
+from tests.fixtures.engines import PATIENCE_S, Changes, RecordingObserver, RecordingSink, World, started, world
 from tests.fixtures.fake_engine import Order, ready
 
+PULSES_S = 0.5  # ten times as long as between the fake engine's pulses
 READY = ready(EngineConfig(model="none", format="dummy", socket_path=""))
 
 
@@ -158,22 +159,74 @@ async def test_a_request_accepted_in_the_engines_last_breath_is_failed_too() -> 
 
 
 async def test_an_engine_that_has_work_and_says_nothing_is_given_up() -> None:
-    async with started(silence_limit_s=0.02) as world:
+    async with started(patience=Patience(silence_s=0.02)) as world:
         world.time.max_sleeps = 1
         sink = await world.ask(Order.HANG)
         await sink.failed()
 
 
+async def test_an_engine_that_stands_still_is_given_up_and_replaced() -> None:
+    async with started(patience=Patience(silence_s=0.05)) as world:
+        sink = await world.ask(Order.STOP)
+        await sink.failed()
+        await world.observer.changes.until(lambda: world.observer.ups == [True, False, True])
+        after = await world.ask(1, 2)
+        await after.finished()
+    assert not sink.failures[0].from_outside
+
+
+async def test_a_long_step_of_an_engine_that_lives_is_no_silence() -> None:
+    """Its pulse says that a step which was to take half a minute has taken a whole one: ten periods, each with a pulse,
+    and then the answer."""
+    async with started(patience=Patience(silence_s=PULSES_S, least_s=1.0, multiple=10.0)) as world:
+        sink = await world.ask(Order.TOIL, 10, 60_000, 30_000)
+        await sink.finished()
+    assert sink.failures == [] and sink.tokens == [Order.TOIL]
+
+
+@pytest.mark.parametrize(("at_it_ms", "predicted_ms"), [(61_000, 1_000), (101_000, 10_000), (181_000, 0)])
+async def test_a_step_that_takes_many_times_what_it_should_is_given_up(at_it_ms: int, predicted_ms: int) -> None:
+    """With 0, nobody can tell what it should take."""
+    async with started() as world:
+        world.engine._patience = Patience()
+        world.time.max_sleeps = 1
+        sink = await world.ask(Order.TOIL, 1, at_it_ms - 2_000, predicted_ms)
+        await sink.finished()
+        sink = await world.ask(Order.TOIL, 1, at_it_ms, predicted_ms)
+        await sink.failed()
+
+
+async def test_who_waits_for_an_engine_hears_of_the_next_one() -> None:
+    async with started() as world:
+        await world.engine.available()
+        sink = await world.ask(Order.DIE)
+        await sink.failed()
+        async with asyncio.timeout(PATIENCE_S):
+            await world.engine.available()
+        assert world.engine.ready is not None
+        death = sink.failures[0]
+        assert death.num_requests == 1 and death.explained.is_set() and not death.from_outside
+
+
+async def test_a_process_that_somebody_else_killed_is_told_apart() -> None:
+    async with started() as world:
+        sink = await world.ask(Order.KILLED)
+        await sink.failed()
+        async with asyncio.timeout(PATIENCE_S):
+            await sink.failures[0].explained.wait()
+        assert sink.failures[0].from_outside
+
+
 async def test_an_idle_engine_may_be_silent() -> None:
-    async with started(silence_limit_s=0.005) as world:
+    async with started(patience=Patience(silence_s=0.005)) as world:
         silences = world.observer.changes
         engine = world.engine
-        seen: list[int] = []
+        seen: list[frozenset[int]] = []
         check = engine._check_silence
 
-        def count(horizon: int) -> None:
-            check(horizon)
-            seen.append(horizon)
+        def count(open_before: frozenset[int]) -> None:
+            check(open_before)
+            seen.append(open_before)
             silences.note()
 
         engine._check_silence = count  # type: ignore[method-assign]

@@ -21,8 +21,8 @@ from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_ready, 
 
 NAMES = """
 aborts batch_size choices decode_seconds e2e_seconds engine_restarts engine_up event_loop_lag_seconds failed_steps
-gateway_restarts gateways generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used preemptions
-prefill_seconds
+gateway_restarts gateways generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used
+migration_seconds migrations preemptions prefill_seconds
 prefix_hits prefix_queries prompt_tokens prompt_tokens_cached queue_seconds rate_limited recomputed_tokens rejections
 request_generation_tokens request_longest_generation_tokens request_prompt_tokens requests requests_running
 requests_waiting step_seconds step_tokens steps streams_open tenant_generation_tokens tenant_prompt_tokens
@@ -174,7 +174,7 @@ async def test_a_bucket_names_a_request_in_openmetrics() -> None:
 
 
 async def test_choices_are_counted_by_how_they_end() -> None:
-    services = toy_services(FakeEngine(automatic=False))
+    services = toy_services(FakeEngine(automatic=False), migration=False)
     engine, metrics = services.engine, services.metrics
     assert isinstance(engine, FakeEngine)
     connection = post(create_app(services), "/v1/completions", {"model": MODEL, "prompt": "a", "n": 2, "stream": True})

@@ -103,6 +103,23 @@ class Engine(RuleBasedStateMachine):
         if live:
             self.aborted.add(seq.id)
 
+    @precondition(lambda self: any(seq.phase is not Phase.FINISHED for seq in self.seqs))
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        """What is left of a request comes again with its tokens, as if another engine had died under it."""
+        some = data.draw(st.sampled_from([seq for seq in self.seqs if seq.phase is not Phase.FINISHED]))
+        leader = self.leader_of.get(some.id, some.id)
+        group = [seq for seq in self.seqs if leader in (seq.id, self.leader_of.get(seq.id))]
+        left = [seq for seq in group if seq.phase is not Phase.FINISHED]
+        self.aborted.update(seq.id for seq in left)
+        try:
+            moved = self.sim.move(left)
+        except Rejected as refusal:
+            assert refusal.code == "queue_full"
+            return
+        self.seqs += moved
+        self.leader_of |= {seq.id: moved[0].id for seq in moved[1:]}
+
     @precondition(lambda self: len(self.sim.flights) < self.depth)
     @rule(crash=st.sampled_from([False] * 9 + [True]))
     def launch(self, crash: bool) -> None:

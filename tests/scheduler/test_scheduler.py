@@ -183,7 +183,9 @@ def test_ids_must_be_new_and_prompts_not_empty() -> None:
         scheduler.submit([Sequence(1, SamplingParams(1), [5], 1, 0.0)])
     with pytest.raises(ValueError, match="empty"):
         scheduler.submit([Sequence(2, SamplingParams(1), [], 0, 0.0)])
-    with pytest.raises(ValueError, match="not all they have"):
+    with pytest.raises(ValueError, match="more than they have"):
+        scheduler.submit([Sequence(2, SamplingParams(1), [5, 6], 3, 0.0)])
+    with pytest.raises(ValueError, match="generated all they may"):
         scheduler.submit([Sequence(2, SamplingParams(1), [5, 6], 1, 0.0)])
 
 
