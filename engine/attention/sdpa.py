@@ -1,20 +1,25 @@
 """Portable attention in plain torch: each sequence's blocks are gathered, then scaled_dot_product_attention.
 
 The query heads that share a kv head stay query heads (enable_gqa) where there are many rows; in decode they become
-query rows of that kv head, which saves repeating keys and values.
+query rows of that kv head, which saves repeating keys and values. Sequences in decode go together, as wide as the
+longest: on a GPU what counts is how many operations there are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.attention.base import write_kv
 from engine.batch import BatchView
 from engine.kvcache import LayerKV
+
+GATHERED_BYTES = 256 << 20  # of keys, and of values, that are gathered at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,31 @@ class SequenceSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class Decodes:
+    """The sequences of a step that have one row each."""
+
+    rows: Tensor  # [sequences] int64: of the step
+    kv_lens: Tensor  # [sequences] int64
+    tables: Tensor  # [sequences, blocks of the longest] int64
+
+
+@dataclass(frozen=True, slots=True)
 class SdpaMeta:
     slots: Tensor
-    spans: list[SequenceSpan]
+    decodes: Decodes | None
+    spans: list[SequenceSpan]  # of the others
 
 
 class SdpaAttention:
     name = "sdpa"
 
     def prepare(self, view: BatchView, block_size: int) -> SdpaMeta:
-        return SdpaMeta(view.slots, [span(view, s, block_size) for s in range(view.num_seqs)])
+        is_decode = np.diff(view.q_starts) == 1
+        if is_decode.sum() < 2:  # alone, nothing is padded
+            is_decode[:] = False
+        spans = [span(view, int(s), block_size) for s in np.flatnonzero(~is_decode)]
+        decodes = decodes_of(view, np.flatnonzero(is_decode), block_size) if is_decode.any() else None
+        return SdpaMeta(view.slots, decodes, spans)
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, cache: LayerKV, meta: SdpaMeta, scale: float, window: int | None
@@ -50,7 +70,42 @@ class SdpaAttention:
         out = torch.empty_like(q)
         for one in meta.spans:
             out[one.first : one.end] = attend(q[one.first : one.end], cache, one, scale, window)
+        if meta.decodes is not None:
+            rows = meta.decodes.rows
+            out[rows] = attend_decodes(q[rows], cache, meta.decodes, scale, window)
         return out
+
+
+def decodes_of(view: BatchView, seqs: NDArray[np.int64], block_size: int) -> Decodes:
+    kv_lens, device = view.kv_lens[seqs].astype(np.int64), view.ids.device
+    widest = -(-int(kv_lens.max()) // block_size)
+    arrays = (view.q_starts[seqs].astype(np.int64), kv_lens, view.block_tables[seqs, :widest].astype(np.int64))
+    return Decodes(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def attend_decodes(q: Tensor, cache: LayerKV, decodes: Decodes, scale: float, window: int | None) -> Tensor:
+    """q: [sequences, heads, head_dim], whose keys are in the cache already."""
+    _, kv_heads, block_size, head_dim = cache.keys.shape
+    length = decodes.tables.shape[1] * block_size
+    places = torch.arange(length, device=q.device)
+    seen = places < decodes.kv_lens[:, None]
+    if window is not None:
+        seen &= places >= decodes.kv_lens[:, None] - window
+    # What is not seen is read from block 0, which holds zeros: what others have left behind must not even be masked,
+    # for if it were not finite, neither would be its product with 0.
+    blocks = decodes.tables.repeat_interleave(block_size, dim=1) * seen
+    offsets = places % block_size * seen
+    at_once = max(1, GATHERED_BYTES // (length * kv_heads * head_dim * q.itemsize))
+    parts = (slice(first, first + at_once) for first in range(0, len(q), at_once))
+    return torch.cat([_attend_padded(q[p], blocks[p], offsets[p], seen[p], cache, scale) for p in parts])
+
+
+def _attend_padded(q: Tensor, blocks: Tensor, offsets: Tensor, seen: Tensor, cache: LayerKV, scale: float) -> Tensor:
+    """blocks, offsets, seen: [sequences, length]"""
+    sides = (cache.keys, cache.values)
+    keys, values = (side[blocks, :, offsets].transpose(1, 2) for side in sides)  # [sequences, kv_heads, length, dim]
+    grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[2])
+    return F.scaled_dot_product_attention(grouped, keys, values, seen[:, None, None], scale=scale).reshape(q.shape)
 
 
 def span(view: BatchView, s: int, block_size: int) -> SequenceSpan:

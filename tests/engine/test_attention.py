@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.attention import sdpa
 from engine.attention.base import AttentionBackend
 from engine.attention.paged_numba import NumbaAttention
 from engine.attention.reference import ReferenceAttention
@@ -77,6 +78,25 @@ def test_equals_the_oracle(backend: AttentionBackend, dtype: torch.dtype, window
         torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         assert torch.equal(cache.keys, expected_cache.keys)
         assert torch.equal(cache.values, expected_cache.values)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_decodes_may_be_too_many_for_one_gathering(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = random_case(5, torch.float32, rows=[1, 4, 1, 1, 1, 1])
+    expected, _ = case.run(SdpaAttention(), window)
+    monkeypatch.setattr(sdpa, "GATHERED_BYTES", 1)
+    torch.testing.assert_close(case.run(SdpaAttention(), window)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [SdpaAttention(), NumbaAttention()], ids=lambda backend: backend.name)
+def test_what_others_have_left_in_a_block_does_no_harm(backend: AttentionBackend) -> None:
+    case = random_case(7, torch.float32, rows=[1, 1, 5, 1])
+    expected, _ = case.run(ReferenceAttention(), None)
+    for table, length in zip(case.view.block_tables, case.view.kv_lens, strict=True):
+        for place in range(length, -(-length // case.block_size) * case.block_size):
+            for side in (case.cache.keys, case.cache.values):
+                side[table[place // case.block_size], :, place % case.block_size] = torch.nan
+    torch.testing.assert_close(case.run(backend, None)[0], expected, rtol=2e-6, atol=2e-6)
 
 
 def test_a_decode_row_of_the_compiled_kernel_does_not_depend_on_its_neighbours() -> None:
