@@ -8,8 +8,11 @@ from typing import Any
 
 from gateway import embeddings, openai
 from gateway.chat_web import types as chat_web
+from gateway.chatpage.files import CHAT_PAGE
 from gateway.dashboard import types as dashboard
+from gateway.dashboard.files import LIVE_PAGE
 from gateway.engines.profiles import MAX_STEPS, MAX_TIMEOUT_S
+from gateway.http.page_files import PageFolder
 from gateway.messages import types as anthropic
 from gateway.openapi import schemas
 from gateway.openapi.fields import Schema, either
@@ -61,6 +64,10 @@ class Operation:
 
 def _in_path(name: str, description: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
+
+
+def _part_of(page: PageFolder) -> Schema:
+    return {**_in_path("file", "Named by the page."), "schema": {"type": "string", "enum": sorted(page.parts)}}
 
 
 def _in_query(name: str, description: str, schema: Schema) -> Schema:
@@ -276,15 +283,15 @@ OTHERS = (
     Operation("get", "/docs", "Server", "This description, for people", "text/html"),
     Operation("get", "/", "Server", "The chat page", "text/html"),
     Operation(
-        *("get", "/chatpage/{file}", "Server", "A part of it", "text/plain"),
+        *("get", CHAT_PAGE.file_route, "Server", "A part of it", "text/*"),
         errors=(404, 500),
-        parameters=(_in_path("file", "Named by the page."),),
+        parameters=(_part_of(CHAT_PAGE),),
     ),
     Operation("get", "/dashboard", "Server", "The live page", "text/html"),
     Operation(
-        *("get", "/dashboard/{file}", "Server", "A part of it", "text/plain"),
+        *("get", LIVE_PAGE.file_route, "Server", "A part of it", "text/*"),
         errors=(404, 500),
-        parameters=(_in_path("file", "Named by the page."),),
+        parameters=(_part_of(LIVE_PAGE),),
     ),
     Operation(
         *("get", "/dashboard/events", "Server", "What it shows, at most twice a second", "text/event-stream"),

@@ -59,7 +59,6 @@ export class Page {
   async loadModels() {
     const found = await models();
     this.models = found.map(({ id }) => id);
-    this.lengths = new Map(found.map((each) => [each.id, each.max_model_len]));
     byId("key").hidden = true;
     this.showModel();
   }

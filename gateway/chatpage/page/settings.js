@@ -4,11 +4,11 @@ import { byId } from "./dom.js";
 
 // name, words, least, most, whole numbers only
 export const FIELDS = [
-  { name: "temperature", label: "Temperature", least: 0, most: 2, about: "0 takes the likeliest word; more is bolder" },
-  { name: "top_p", label: "Top p", least: 0, most: 1, about: "only the likeliest words that sum to this" },
-  { name: "top_k", label: "Top k", least: 0, most: 1_000_000, whole: true, about: "only so many of the likeliest words; 0: all" },
-  { name: "max_tokens", label: "Max tokens", least: 1, most: 10_000_000, whole: true, about: "of an answer" },
-  { name: "seed", label: "Seed", least: 0, most: Number.MAX_SAFE_INTEGER, whole: true, about: "the same seed draws the same answer" },
+  { name: "temperature", label: "Temperature", least: 0, most: 2 },
+  { name: "top_p", label: "Top p", least: 0, most: 1 },
+  { name: "top_k", label: "Top k", least: 0, most: 1_000_000, whole: true },
+  { name: "max_tokens", label: "Max tokens", least: 1, most: 10_000_000, whole: true },
+  { name: "seed", label: "Seed", least: 0, most: Number.MAX_SAFE_INTEGER, whole: true },
 ];
 
 export const fieldOf = (name) => FIELDS.find((field) => field.name === name);
