@@ -102,9 +102,14 @@ class Ask:
         param, message = error.param, error.message
         if param == "top_logprobs":
             param, message = "logprobs", message.replace(param, "logprobs")
-        if param is not None and self.place is not None and param.startswith(self.source):
-            param = self._path(param.removeprefix(self.source))
-        return LLMError(self._at() + message, param, error.code)
+        if param is not None and not param.startswith(self.source):
+            return LLMError(message, param, error.code)
+        rest = (param or "").removeprefix(self.source)
+        return LLMError(self._at() + message, None if param is None else self._path(rest), error.code)
+
+    def spares_others(self, error: LLMError) -> bool:
+        """False: those beside it would fail the same way, for it is about what they share."""
+        return error.param is None or error.param.startswith(self._path(""))
 
     def _path(self, rest: str) -> str:
         if self.place is None:

@@ -34,7 +34,9 @@ class AsyncLLM:
         self._session: Session | None = None
 
     async def start(self) -> AsyncLLM:
-        """Raises ModelError or EngineFailed."""
+        """Raises ModelError or EngineFailed. Called again, it does nothing."""
+        if self._session is not None:
+            return self
         shown = start.display(self._progress)
         report = start.report_of(shown)
         with shown or nullcontext():

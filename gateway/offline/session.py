@@ -38,6 +38,8 @@ from gateway.wires.chat import answer_parts
 
 TICK_S = 0.2
 RETRY_S = 1.0
+POLL_S = 0.05
+RESTART_S = 120.0
 SUBMIT_S = 60.0
 UNSTALLED_S = 30 * 86400.0  # an engine that hangs is found out by its silence
 FATAL = frozenset({"engine_unavailable", "closed"})  # what comes after would fail the same way
@@ -101,7 +103,7 @@ class Session:
                 ended[place] = await self._run(ask, tally)
             except LLMError as error:
                 ended[place] = error
-                if error.code in FATAL:
+                if error.code in FATAL or not ask.spares_others(error):
                     for left, _ in todo:
                         ended[left] = error
 
@@ -149,6 +151,7 @@ class Session:
         if self._closed:
             raise closed()
         services, laps = self._services, exchange.laps
+        await self._wait_for_engine()
         body = ask.body(services.model.name)
         laps.enter("turn")
         await services.turnstile.enter()
@@ -158,6 +161,13 @@ class Session:
             prepared = await self._workers.run(prepare.cost(body), partial(preparation, body, services))
         prepare.check_strict(prepared.ignored, services.settings)
         return prepared.job
+
+    async def _wait_for_engine(self) -> None:
+        """After its death another one starts. Where that takes too long, what is asked for fails."""
+        clock, engine = self._services.clock, self._services.engine
+        until = clock() + RESTART_S
+        while engine.ready is None and not self._closed and clock() < until:
+            await asyncio.sleep(POLL_S)
 
     @asynccontextmanager
     async def _started(self, job: Job, exchange: Exchange) -> AsyncIterator[Generation]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from gateway.offline.errors import LLMError
 
 if TYPE_CHECKING:
     from gateway.offline.loop_thread import LoopThread
@@ -58,7 +61,8 @@ class Stream(Iterator[str]):
         return piece
 
     def close(self) -> None:
-        self._thread.call(self._stream.aclose())
+        with suppress(LLMError):  # the LLM has been closed, and so has this
+            self._thread.call(self._stream.aclose())
 
     def __enter__(self) -> Stream:
         return self

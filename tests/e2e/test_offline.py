@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway import LLM, AsyncLLM, LLMError
+from gateway.engines.socket import EngineFailed
 from gateway.offline.results import Result
 from tests.fixtures.server import MODEL, PATIENCE_S, ROOT, RunningServer, environment, eventually, processes
 
@@ -133,6 +134,8 @@ def test_logprobs_are_the_servers(llm: LLM, server: RunningServer) -> None:
     assert result.outputs[0].cumulative_logprob == pytest.approx(sum(told["token_logprobs"]), abs=1e-3)
     first, *others = result.prompt_logprobs
     assert first is None
+    scored = llm.generate(PROMPTS[0], max_tokens=0, prompt_logprobs=1)
+    assert (scored.text, scored.token_ids, scored.prompt_logprobs) == ("", [], result.prompt_logprobs)
     assert all(token in place for place, token in zip(others, result.prompt_token_ids[1:], strict=True) if place)
 
 
@@ -259,6 +262,23 @@ def test_a_wrong_message_is_named(llm: LLM) -> None:
     with pytest.raises(LLMError) as raised:
         llm.chat([MESSAGES, [{"role": "nobody", "content": "Hello"}]], max_tokens=1)
     assert raised.value.param == "messages[1][0].role"
+
+
+def test_an_engine_that_dies_ends_the_call_and_not_the_llm(llm: LLM) -> None:
+    process = llm._engine.session._supervisor._process
+    assert process is not None
+    stream = llm.stream(PROMPTS[0], max_tokens=1500, ignore_eos=True)
+    next(stream)
+    os.killpg(process._process.pid, signal.SIGKILL)
+    with pytest.raises(LLMError) as raised:
+        list(stream)
+    assert raised.value.code == "engine_unavailable"
+    assert llm.generate(PROMPTS[0], max_tokens=1, temperature=0).text == " Paris"
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    with pytest.raises(EngineFailed, match="cuda:99"):
+        LLM(**{**SMALL, "device": "cuda:99"})
 
 
 # with an event loop

@@ -1,11 +1,15 @@
 """What surrounds the calls of LLM: names, room, bars, over a fake engine."""
 
 import asyncio
+import gc
 import io
+import signal
 import subprocess
 import sys
+import threading
 import typing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -207,6 +211,79 @@ async def test_reasoning_is_apart_from_the_text() -> None:
     (output,) = (await thinking.run(ask)).outputs
     assert (output.reasoning, output.text) == ("Hm.", "Yes.")
     assert (output.message.reasoning_content, output.message.content) == ("Hm.", "Yes.")
+
+
+async def test_what_all_share_is_complained_of_once() -> None:
+    engine = answering()
+    with pytest.raises(LLMError, match=r"^temperature") as raised:
+        await run(session(engine), [str(number) for number in range(99)], temperature=9.0)
+    assert raised.value.param == "temperature" and not engine.submitted
+    assert len(raised.value.results) == 99 and len(set(map(id, raised.value.results))) <= 8  # those under way
+
+
+# LLM, over the same
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """Those that LLMs open."""
+    opened: list[Session] = []
+
+    async def open_session(plan: object, report: object) -> Session:
+        opened.append(session(FakeEngine(script=lambda submit, choice: Script.of("Hi", "stop"))))
+        return opened[-1]
+
+    monkeypatch.setattr(start, "find", lambda *given: None)
+    monkeypatch.setattr(start, "open_session", open_session)
+    return opened
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "headrace"]
+
+
+def test_an_llm_ends_once(sessions: list[Session]) -> None:
+    with gateway.LLM() as llm:
+        assert llm.generate("a").text == "Hi"
+        assert threads()
+    llm.close()
+    assert sessions[0]._closed and not threads()
+    for ask in (lambda: llm.generate("a"), lambda: llm.generate(["a"]), lambda: next(llm.stream("a"))):
+        with pytest.raises(LLMError, match="closed"):
+            ask()
+
+
+def test_an_llm_that_is_forgotten_ends(sessions: list[Session]) -> None:
+    llm = gateway.LLM()
+    assert "".join(llm.stream("a")) == "Hi"
+    del llm
+    gc.collect()
+    assert sessions[0]._closed and not threads()
+
+
+def test_many_threads_use_one_llm(sessions: list[Session]) -> None:
+    with gateway.LLM() as llm, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda number: llm.generate([str(number)] * 3), range(40)))
+    assert [[result.text for result in each] for each in results] == [["Hi"] * 3] * 40
+
+
+def test_what_ends_the_wait_ends_the_work(sessions: list[Session]) -> None:
+    """As Ctrl-C does, wherever it finds the program."""
+    ended, main = list[str](), threading.get_ident()
+
+    async def work() -> None:
+        try:
+            signal.pthread_kill(main, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append("cleaned up")
+
+    with gateway.LLM() as llm:
+        with pytest.raises(KeyboardInterrupt):
+            llm._engine.thread.call(work())
+        assert ended == ["cleaned up"]
+        assert llm.generate("a").text == "Hi"
 
 
 # room
