@@ -474,7 +474,7 @@ def path(path: str, code: str, status: int, method: str = "GET", param: str | No
 
 
 PATHS = [
-    *[path(each, "not_found", 404) for each in ("//", "/v1", "/v2/models", "/v1/chat", "/docs/", "/%00")],
+    *[path(each, "not_found", 404) for each in ("/nothing", "/v1", "/v2/models", "/v1/chat", "/docs/", "/%00")],
     *[path(each, "not_found", 404, "POST") for each in (CHAT + "/", "/" + COMPLETIONS, "/V1/completions")],
     *[
         path(f"/v1/models/{name}", "model_not_found", 404, param="model")
