@@ -271,8 +271,10 @@ def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
     """As wanted, whatever the cache will hold."""
     on_cpu = host.device.type == "cpu"
     wanted = config.max_model_len or spec.context_length
-    if wanted > spec.context_length:
-        raise ModelRefused(f"--max-model-len {wanted} is more than the model's context of {spec.context_length} tokens")
+    if wanted > spec.longest_context:
+        raise ModelRefused(
+            f"--max-model-len {wanted} is more than the model's context of {spec.longest_context} tokens"
+        )
     return Limits(
         max_seqs=config.max_seqs or (CPU_SEQS if on_cpu else GPU_SEQS),
         max_step_tokens=config.max_step_tokens or (CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS),

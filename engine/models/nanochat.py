@@ -144,6 +144,8 @@ class NanochatDecoder:
         self.attention = attention
         self._cos, self._sin = _rope_table(spec, max_model_len, weights.embed)
         self._lambdas = _pairs(weights)
+        windows = (spec.window(layer) for layer in range(spec.num_layers))
+        self._windows = [None if window is None or window >= max_model_len else window for window in windows]
         self._scale = spec.head_dim**-0.5 * spec.generation.sharpness**2
 
     @torch.inference_mode()
@@ -201,7 +203,7 @@ class NanochatDecoder:
             v = v + gate[..., None] * F.embedding(ids, layer.value_embed).view(v.shape)
         qk = _norm(rope.rotate(qk, cos, sin))
         q, k = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
-        out = self.attention.run(q, k, v, self.cache.layers[index], meta, self._scale, spec.window(index))
+        out = self.attention.run(q, k, v, self.cache.layers[index], meta, self._scale, self._windows[index])
         return linear(out.reshape(rows, spec.q_size), layer.o)
 
 

@@ -19,6 +19,7 @@ from engine.models.spec import ModelSpec
 
 SOFTCAP = 15.0  # logits stay below it. The first week of March 2026 had 20, which no checkpoint of that week tells
 SMEAR_CHANNELS = 24
+LONGEST_CONTEXT = 10  # times that of the training: as far as its rotary tables reach
 SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
 
@@ -54,6 +55,10 @@ class NanochatSpec(ModelSpec):
     value_layers: frozenset[int] = frozenset()  # that have value embeddings
     has_lambdas: bool = False
     smears: bool = False  # and takes the middle layer's output back out at the end
+
+    @property
+    def longest_context(self) -> int:
+        return LONGEST_CONTEXT * self.context_length
 
     @property
     def middle_layer(self) -> int:
@@ -106,11 +111,13 @@ def _generation(shapes: Mapping[str, Sequence[int]], layers: int) -> Generation:
 
 
 def _windows(config: Mapping[str, Any], generation: Generation) -> tuple[int | None, ...]:
-    """Keys that each layer sees, the token itself included. The last layer sees all of them."""
+    """Keys that each layer sees, the token itself included. Those that see all of them see all of the context that the
+    model was trained with: before there were patterns, there was no bound."""
+    if "window_pattern" not in config and generation is FIRST:
+        return ()
     pattern = config.get("window_pattern", "L")
     if not isinstance(pattern, str) or not pattern or set(pattern.upper()) - {"S", "L"}:
         raise ModelRefused(f"model_config.window_pattern is {pattern!r}, not a pattern of S and L")
     layers, context = config["n_layer"], config["sequence_len"]
-    window = generation.short_window(context) + 1
     short = [pattern.upper()[layer % len(pattern)] == "S" for layer in range(layers - 1)] + [False]
-    return tuple(window if is_short and window < context else None for is_short in short)
+    return tuple((generation.short_window(context) if is_short else context) + 1 for is_short in short)

@@ -83,6 +83,11 @@ class ModelSpec:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def longest_context(self) -> int:
+        """What may be asked for: more than it was trained with only where the model's own code goes on there too."""
+        return self.context_length
+
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
 

@@ -56,10 +56,11 @@ def decoder_of(
     num_blocks: int,
     attention: AttentionBackend | None = None,
     dtype: torch.dtype = torch.float32,
+    max_model_len: int = CONTEXT,
 ) -> NanochatDecoder:
     weights = load(checkpoint, dtype, CPU, lambda done, total: None)
     cache = kvcache.allocate(checkpoint.spec, num_blocks, 16, dtype, CPU)
-    return NanochatDecoder(checkpoint.spec, weights, cache, attention or NumbaAttention(), CONTEXT)
+    return NanochatDecoder(checkpoint.spec, weights, cache, attention or NumbaAttention(), max_model_len)
 
 
 class NanochatHarness(Harness):
@@ -104,6 +105,13 @@ def test_logits_equal_the_oracles(name: str, checkpoint: NanochatCheckpoint, att
     ids = PROMPTS[-1] if attention.name == "sdpa" else PROMPTS[-2][:50]
     theirs = oracle_logits(ERAS[name], ids)
     torch.testing.assert_close(logits_of(decoder_of(checkpoint, 40, attention), ids), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_context_may_be_longer_than_in_training(name: str, checkpoint: NanochatCheckpoint) -> None:
+    """As in nanochat: no layer that has a pattern sees further back than a whole context of the training."""
+    ids = [*PROMPTS[-1], *PROMPTS[-2]]
+    ours = logits_of(decoder_of(checkpoint, 50, SdpaAttention(), max_model_len=len(ids)), ids)
+    torch.testing.assert_close(ours, oracle_logits(ERAS[name], ids), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_close_to_it(name: str, checkpoint: NanochatCheckpoint) -> None:
@@ -269,11 +277,23 @@ def test_a_file_without_its_sizes_is_refused(tmp_path: Path) -> None:
         NanochatCheckpoint(file.with_name("weights.pt"))
 
 
+def config_of(file: Path, **more: int) -> EngineConfig:
+    return EngineConfig(
+        model=str(file), format="nanochat", socket_path="", device="cpu", dtype="float32", threads=1, **more
+    )
+
+
+def test_how_much_longer_is_bounded(files: dict[str, Path]) -> None:
+    phases = engine_build.Phases(lambda phase, done, total: None)
+    _, _, ready = engine_build.build(config_of(files["smear"], max_model_len=10 * CONTEXT), phases)
+    assert ready.max_model_len == 10 * CONTEXT
+    with pytest.raises(ModelRefused, match="--max-model-len 5121 is more than the model's context of 5120 tokens"):
+        engine_build.build(config_of(files["smear"], max_model_len=10 * CONTEXT + 1), phases)
+
+
 def test_the_engine_is_built_around_it(files: dict[str, Path]) -> None:
     """As the process does, warm-up included."""
-    config = EngineConfig(
-        model=str(files["smear"]), format="nanochat", socket_path="", device="cpu", dtype="float32", threads=1
-    )
+    config = config_of(files["smear"])
     phases = engine_build.Phases(lambda phase, done, total: None)
     scheduler, _, ready = engine_build.build(config, phases)
     assert (ready.architecture, ready.dtype, ready.max_model_len) == ("nanochat", "float32", CONTEXT)
