@@ -30,6 +30,7 @@ CODES: Mapping[str, str] = {
     "draining": "The server is shutting down.",
     "engine_refused": "The engine refused what was thought to be checked.",
     "engine_unavailable": "The engine is starting, or has just failed.",
+    "gateway_unavailable": "The first of several gateways, which answers this path, cannot be reached.",
     "generation_failed": "The engine failed while it computed the answer.",
     "internal_error": "A failure that nobody foresaw.",
     "invalid_api_key": "A key is missing or wrong.",

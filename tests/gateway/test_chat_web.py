@@ -104,7 +104,7 @@ async def test_the_models_mark_up_is_text_as_there_but_not_its_end() -> None:
 
 async def test_a_failure_after_the_first_token_is_an_event_and_nothing_is_done() -> None:
     engine = saying("Hello", automatic=False)
-    connection = post(create_app(toy_services(engine)), PATH, HELLO)
+    connection = post(create_app(toy_services(engine, migration=False)), PATH, HELLO)
     await engine.until(lambda: bool(engine.playing))
     engine.step()
     await connection.until(lambda seen: b"token" in seen.body)

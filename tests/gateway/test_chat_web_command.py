@@ -1,6 +1,7 @@
 """headrace nanochat-web: nanochat's flags, short and long, and what they are to our Config."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Those that were to be served."""
     found: list[Config] = []
 
-    def run(config: Config) -> int:
+    def run(config: Config, notes: Sequence[str]) -> int:
+        assert not notes
         found.append(config)
         return 0
 

@@ -246,7 +246,7 @@ async def test_a_trace_over_the_socket() -> None:
     async with started() as world:
         async with Profiler(world.engine, world.supervisor.folder).trace(1, 5) as trace:
             assert json.loads(gzip.decompress(trace.file.read())) == {"traceEvents": []}
-        assert [path.suffix for path in world.supervisor.folder.iterdir()] == [".sock"]
+        assert [path.suffix for path in world.supervisor.folder.iterdir() if not path.is_symlink()] == [".sock"]
     assert not world.supervisor.folder.exists()
 
 
@@ -265,7 +265,7 @@ async def test_an_engine_that_dies_meanwhile() -> None:
         with pytest.raises(EngineUnavailable):
             async with Profiler(world.engine, world.supervisor.folder).trace(3, 5):
                 raise AssertionError
-        assert [path.suffix for path in world.supervisor.folder.iterdir()] == [".sock"]
+        assert [path.suffix for path in world.supervisor.folder.iterdir() if not path.is_symlink()] == [".sock"]
         await world.supervisor.close()
         with pytest.raises(EngineUnavailable):
             await world.engine.profile(Profile(78, 1, 5.0, "/nowhere", 1000), 5.0)
