@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import statistics
@@ -122,6 +123,10 @@ def killer(server: RunningServer, at: int, num_choices: int) -> Callable[[Seen],
     return watch
 
 
+def p99(pauses: list[float]) -> float:
+    return sorted(pauses)[math.ceil(0.99 * len(pauses)) - 1]
+
+
 @dataclass
 class Tally:
     runs: int = 0
@@ -135,10 +140,9 @@ class Tally:
             self.differing.append(name)
 
     def row(self, kind: str) -> str:
-        pauses = sorted(self.pauses_s)
-        p50, p99 = (statistics.median(pauses), pauses[int(0.99 * (len(pauses) - 1))]) if pauses else (0.0, 0.0)
-        equal = self.runs - len(self.differing)
-        return f"| {kind} | {equal} of {self.runs} | {len(pauses)} | {p50:.2f} | {p99:.2f} |"
+        pauses, equal = self.pauses_s, self.runs - len(self.differing)
+        times = f"{statistics.median(pauses):.2f} | {p99(pauses):.2f}" if pauses else "|"
+        return f"| {kind} | {equal} of {self.runs} | {len(pauses)} | {times} |"
 
 
 async def sweep(server: RunningServer, client: httpx.AsyncClient, options: argparse.Namespace) -> dict[str, Tally]:
@@ -204,14 +208,14 @@ def main() -> int:
         tallies = asyncio.run(run(server, options))
         metrics = server.metrics()
     differing = [name for tally in tallies.values() for name in tally.differing]
-    pauses = sorted(pause for tally in tallies.values() for pause in tally.pauses_s)
+    pauses = [pause for tally in tallies.values() for pause in tally.pauses_s]
     told = {
         "runs": sum(tally.runs for tally in tallies.values()),
         "differing": differing,
         "restarts": metrics["engine_restarts_total"],
         "migrations": {end: metrics[f"migrations_total{{outcome={end}}}"] for end in ("moved", "poison", "failed")},
         "pause_p50_s": round(statistics.median(pauses), 3) if pauses else None,
-        "pause_p99_s": round(pauses[int(0.99 * (len(pauses) - 1))], 3) if pauses else None,
+        "pause_p99_s": round(p99(pauses), 3) if pauses else None,
         "options": vars(options),
     }
     print(json.dumps(told))
