@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gateway.answers.choice import Choice, ChoiceSpec
 from gateway.answers.mailbox import Mailbox, SlowReader
-from gateway.answers.migration import REMARK, Migration, submission
+from gateway.answers.migration import REMARK, Migration, groups, submission
 from gateway.engines.client import Death, EngineUnavailable
 from gateway.errors import ApiError
 from gateway.http import faults
@@ -295,10 +295,8 @@ class Generation:
             self._migration.begin(death, lost)
 
     def again(self, seq_ids: Iterable[int]) -> list[Submit]:
-        by_prompt: dict[int, list[int]] = {}
-        for seq_id in sorted(self._runs.keys() & seq_ids):
-            by_prompt.setdefault(self._runs[seq_id].prompt, []).append(seq_id)
-        return [self._submission(ids) for ids in by_prompt.values()]
+        left = {seq_id: self._runs[seq_id] for seq_id in seq_ids if seq_id in self._runs}
+        return [self._submission(ids) for ids in groups(self._job, left)]
 
     def resumed(self, away_s: float) -> None:
         """Its time in engines goes on as if there had been no such time."""

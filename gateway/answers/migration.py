@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -34,6 +34,7 @@ REMARK = b": migrated\n\n"  # in a stream: a comment, which every client must sk
 MAX_BLAMED = 2  # deaths in a row, without a token in between, that may be this request's doing
 MAX_IN_A_ROW = 5  # of any kind
 MAX_MOVES = 64
+MAX_TOKENS = 1 << 22  # of a submission: 5 bytes each at most
 TURN_S = 10.0  # after which others go back too: it may have to wait in the engine's queue
 EXPLAIN_S = 3.0
 RETRY_S = 1.0  # where the queue is full
@@ -54,7 +55,22 @@ class Part(Protocol):
         """The tokens that the gateway has of it."""
 
 
-def submission(job: Job, parts: dict[int, Part], max_wait_s: float | None) -> Submit:
+def groups(job: Job, parts: Mapping[int, Part]) -> list[list[int]]:
+    """Sequences that go in one submission: those of one prompt, the first of them first, and not more tokens than a
+    frame holds with ease."""
+    found: list[list[int]] = []
+    last, num_tokens = None, 0
+    for seq_id, part in sorted(parts.items()):
+        size = len(part.accepted)
+        if part.prompt != last or num_tokens + size > MAX_TOKENS:
+            found.append([])
+            last, num_tokens = part.prompt, len(job.prompts[part.prompt])
+        found[-1].append(seq_id)
+        num_tokens += size
+    return found
+
+
+def submission(job: Job, parts: Mapping[int, Part], max_wait_s: float | None) -> Submit:
     """Of sequences of one prompt, by their ids, from where they are. A prompt is not read again, once it was told; who
     has been let in does not wait for at most so long again."""
     some = next(iter(parts.values()))

@@ -18,6 +18,7 @@ from scheduler.protocol import (
     Output,
     Outputs,
     Progress,
+    Pulse,
     Ready,
     Rejection,
     Submit,
@@ -78,8 +79,15 @@ def engine(folder: Path) -> Iterator[Engine]:
     engine.close()
 
 
+def heard(gateway: Gateway) -> FromEngine:
+    """Pulses left out."""
+    while isinstance(message := gateway.receive(), Pulse):
+        pass
+    return message
+
+
 def verdict(gateway: Gateway) -> FromEngine:
-    while isinstance(message := gateway.receive(), Outputs):
+    while isinstance(message := heard(gateway), Outputs):
         assert message.outputs == []  # a sign of life
     return message
 
@@ -89,7 +97,7 @@ def answer(gateway: Gateway, submit: Submit) -> list[Output]:
     assert verdict(gateway) == Accepted(submit.seq_ids)
     outputs: list[Output] = []
     while sum(output.finish is not None for output in outputs) < len(submit.seq_ids):
-        message = gateway.receive()
+        message = heard(gateway)
         assert isinstance(message, Outputs)
         outputs += message.outputs
     return outputs

@@ -132,6 +132,18 @@ async def test_what_is_submitted_again_says_what_each_choice_has() -> None:
     await finish(engine, connection)
 
 
+async def test_choices_that_are_too_long_for_one_frame_go_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "MAX_TOKENS", 12)
+    engine = speaker(TEXT)
+    connection = ask(toy_services(engine), prompt=["ab", "c"], n=3)
+    await engine.until(lambda: len(engine.playing) == 6)
+    await step(engine, 5)
+    engine.die()
+    await revive(engine)
+    assert [request.seq_ids for request in engine.submitted[2:]] == [[0, 1], [2], [3, 4], [5]]
+    await finish(engine, connection)
+
+
 async def test_what_was_asked_of_a_prompt_is_asked_once_more_only_if_it_was_not_told() -> None:
     for num_steps, asked in ((0, 1), (2, None)):
         engine = speaker(TEXT)
