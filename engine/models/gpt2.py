@@ -49,6 +49,10 @@ class Gpt2Spec:
     def kv_size(self) -> int:
         return self.hidden
 
+    @property
+    def longest_context(self) -> int:
+        return self.context_length
+
     def scale(self, layer: int) -> float:
         """What scores are multiplied by."""
         return (self.head_dim**-0.5 if self.scaled else 1.0) / (layer + 1 if self.scaled_by_layer else 1)
