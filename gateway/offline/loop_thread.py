@@ -35,8 +35,8 @@ class LoopThread:
             work.close()
             raise closed()
         call = _Call(work)
-        self._loop.call_soon_threadsafe(call.begin)
         try:
+            self._loop.call_soon_threadsafe(call.begin)
             return call.outcome.result()
         except BaseException:
             if not call.outcome.done():
@@ -77,6 +77,9 @@ class _Call(Generic[T]):
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        else:  # whoever called was interrupted before it could begin
+            self._work.close()
+            self.outcome.set_exception(closed())
 
     def _settle(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():

@@ -280,9 +280,10 @@ def test_what_ends_the_wait_ends_the_work(sessions: list[Session]) -> None:
             ended.append("cleaned up")
 
     with gateway.LLM() as llm:
-        with pytest.raises(KeyboardInterrupt):
-            llm._engine.thread.call(work())
-        assert ended == ["cleaned up"]
+        for times in range(1, 21):  # some find it before it waits
+            with pytest.raises(KeyboardInterrupt):
+                llm._engine.thread.call(work())
+            assert ended == ["cleaned up"] * times
         assert llm.generate("a").text == "Hi"
 
 
