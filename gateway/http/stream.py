@@ -84,7 +84,8 @@ class EventStream:
         wire, usage, mailbox = self._wire, self._generation.usage, self._generation.mailbox
         data = b"".join([wire.events(delta, usage) for delta in deltas])
         if mailbox.remark:
-            data, mailbox.remark = mailbox.remark + data, b""
+            remark, mailbox.remark = mailbox.remark, b""
+            return remark + data if self._framing.has_comments else data
         return data
 
 

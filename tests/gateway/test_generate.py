@@ -55,6 +55,23 @@ async def test_pieces_of_a_stream_are_whole_characters(engine: FakeEngine) -> No
         message["body"].decode()
 
 
+async def test_a_stream_whose_engine_died_goes_on_without_a_word() -> None:
+    """A remark would be part of the text."""
+    engine = FakeEngine(script=lambda submit, choice: Script.of(" I am Rose 🌹."), automatic=False)
+    connection = post(toy_app(engine), "/generate", {"prompt": PROMPT, "stream": True})
+    await engine.until(lambda: bool(engine.playing))
+    engine.step()
+    await connection.until(lambda seen: bool(seen.body))
+    engine.die(from_outside=True)
+    engine.rise()
+    await engine.until(lambda: bool(engine.playing))
+    engine.automatic = True
+    while engine.playing:
+        engine.step()
+    await connection.end()
+    assert connection.body.decode() == " I am Rose 🌹."
+
+
 async def asked(client: httpx.AsyncClient, engine: FakeEngine, **fields: Any) -> Submit:
     answer = await generate(client, **fields)
     assert answer.status_code == 200, answer.text
