@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
+from gateway.answers.live import Live
 from gateway.config import Config
 from gateway.engines.calculator import CalculatingEngine
 from gateway.engines.client import EngineClient
@@ -57,6 +58,7 @@ class Running:
     spans: TimelineSink | None = None
     accounts: Accounts = field(default_factory=Accounts)
     timelines: Timelines | None = None  # as the configuration says
+    live: Live = field(default_factory=Live)
     others: Others | None = None
     beside: socket.socket | None = None  # listens already; the same is served there
 
@@ -77,6 +79,7 @@ def server_of(
         spans=running.spans,
         profiler=Profiler(running.engine, running.folder) if config.debug_profile else None,
         accounts=running.accounts,
+        live=running.live,
         others=running.others,
     )
     return Server(

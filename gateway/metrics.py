@@ -23,8 +23,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway import buckets
 from gateway.gpus import GpuCollector
-from gateway.siblings.messages import Series
-from gateway.siblings.sums import merged, series_of
+from gateway.siblings.sums import Series, merged, series_of
 from gateway.tallies import Tally, TallyHistogram
 from gateway.vllm_names import VllmNames
 from scheduler.protocol import EngineStats, FirstToken, StepRecord
@@ -108,6 +107,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
+        self.num_streams = 0  # event streams being sent
         self.model = ""  # the label of all series; known when the model is
         self.elsewhere: dict[int, list[Series]] = {}  # of other gateways, whose sums with ours are told
         self._vllm_names: VllmNames | None = None
@@ -330,9 +330,11 @@ class Metrics:
             self._migration.observe(seconds)
 
     def stream_opened(self) -> None:
+        self.num_streams += 1
         self._streams_open.inc()
 
     def stream_closed(self) -> None:
+        self.num_streams -= 1
         self._streams_open.dec()
 
     def prompt_computed(self, prompt_tokens: int, first: FirstToken, request_id: str) -> None:

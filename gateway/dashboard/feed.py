@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import msgspec
 
+from gateway.dashboard.elsewhere import Elsewhere, added, named, newest
 from gateway.dashboard.lately import Window
 from gateway.dashboard.types import Event
 from gateway.dashboard.view import ended_view, engine_view
@@ -77,22 +78,24 @@ class Feed:
                 services.engine.watch(WATCH_S, partial(watch.take, services.clock))
                 renewed = now
             await watch.arrived_within(PATIENCE_S if services.engine.ready is not None else 0.0)
-            watch.publish(self._event(watch, window))
+            others = [] if services.others is None else await services.others.live()
+            watch.publish(self._event(watch, window, others))
             await self._sleep(INTERVAL_S)
 
-    def _event(self, watch: _Watch, window: Window) -> bytes:
+    def _event(self, watch: _Watch, window: Window, others: Sequence[Elsewhere]) -> bytes:
         services = self._services
         now, engine = services.clock(), services.engine
         seen = None if watch.snapshot is None else (watch.snapshot, now - watch.snapshot_at)
+        view = engine_view(engine.ready, engine.stats, seen, services.live.choices())
         event = Event(
             round(services.wall_clock(), 3),
             services.version,
             services.model.name,
-            services.live.num_requests,
-            services.turnstile.num_streams,
-            window.add(now, services.metrics.figures()),
-            [engine_view(engine.ready, engine.stats, seen, services.live.choices())],
-            [ended_view(ended, now) for ended in services.live.ended()],
+            services.live.num_requests + sum(other.requests for other in others),
+            services.turnstile.num_streams + sum(other.streams for other in others),
+            window.add(now, added(services.metrics.figures(), others)),
+            [msgspec.structs.replace(view, rows=named(view.rows, others))],
+            newest([ended_view(ended, now) for ended in services.live.ended()], others),
         )
         return b"data: " + _encode(event) + b"\n\n"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.answers.live import Live
 from gateway.assembly import Running, keep_what_is_there, known, load, server_of
 from gateway.engines.socket import SocketEngine
 from gateway.http.ending import Signals, end_stragglers, within
@@ -52,8 +53,8 @@ async def _serve(setup: Setup) -> int:
         if not ready.done():
             ready.set_result(told)
 
-    accounts, timelines = Accounts(), Timelines(config.timelines)
-    link = Link(setup.number, folder, metrics, accounts, timelines, engine)
+    accounts, timelines, live = Accounts(), Timelines(config.timelines), Live()
+    link = Link(setup.number, folder, metrics, accounts, timelines, engine, live)
     following = asyncio.create_task(follow(folder, engine, on_ready), name="engine")
     linked = asyncio.create_task(link.run(lambda: signals.receive(signal.SIGTERM)), name="link")
     spans = None
@@ -77,6 +78,7 @@ async def _serve(setup: Setup) -> int:
                 spans,
                 accounts,
                 timelines,
+                live=live,
             )
             server = server_of(running, model, config, around=lambda app: Relay(app, folder / HTTP))
             keep_what_is_there()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.dashboard.elsewhere import Elsewhere
 from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
 from gateway.siblings.messages import (
@@ -25,15 +26,15 @@ from gateway.siblings.messages import (
     Left,
     Open,
     Prepared,
-    Series,
     Setup,
     Told,
     ToSibling,
+    What,
     bodies,
     frame,
     from_sibling,
 )
-from gateway.siblings.sums import added, lasting
+from gateway.siblings.sums import Series, added, lasting
 from scheduler.protocol import FrameError
 
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway.siblings")
@@ -272,25 +273,30 @@ class Siblings:
 
     async def ask_for_series(self) -> None:
         """Others'."""
-        asked = [self._ask(each) for each in self._siblings.values()]
+        asked = [self._ask(each, "series") for each in self._siblings.values()]
         for sibling, answer in zip(self._siblings.values(), await asyncio.gather(*asked), strict=True):
             if answer is not None and sibling.writer is not None:
                 self._know(sibling, answer.series)
 
+    async def live(self) -> list[Elsewhere]:
+        """Others'."""
+        answers = await asyncio.gather(*[self._ask(each, "live") for each in self._siblings.values()])
+        return [answer.live for answer in answers if answer is not None and answer.live is not None]
+
     async def timeline(self, request_id: str, key: str | None) -> bytes:
         """Others'."""
-        asked = [self._ask(each, request_id, key) for each in self._siblings.values()]
+        asked = [self._ask(each, "timeline", request_id, key) for each in self._siblings.values()]
         answers = await asyncio.gather(*asked)
         return next((answer.timeline for answer in answers if answer is not None and answer.timeline), b"")
 
-    async def _ask(self, sibling: Sibling, request_id: str | None = None, key: str | None = None) -> Answer | None:
+    async def _ask(self, sibling: Sibling, what: What, request_id: str = "", key: str | None = None) -> Answer | None:
         """None: it did not answer in time."""
         if sibling.writer is None:
             return None
         ask_id, self._next_ask = self._next_ask, self._next_ask + 1
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         sibling.asked[ask_id] = answer
-        sibling.send(Ask(ask_id, request_id, key))
+        sibling.send(Ask(ask_id, what, request_id, key))
         try:
             async with asyncio.timeout(ASK_S):
                 return await answer

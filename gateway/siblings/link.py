@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.answers.live import Live
+from gateway.dashboard.elsewhere import Elsewhere, elsewhere_of
 from gateway.engines.socket import EngineFailed, Listener, SocketEngine
 from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
@@ -33,11 +35,12 @@ from gateway.siblings.messages import (
     to_sibling,
 )
 from gateway.timeline.store import Timelines
-from scheduler.protocol import FrameError, Progress, Ready
+from scheduler.protocol import FrameError, Progress, Ready, Snapshot
 
 TELL_SERIES_S = 2.0  # what a gateway that is killed may have counted in vain
 TELL_CHARGES_S = 0.2
 SEEK_S = 0.1
+WATCH_S = 3.0  # what the engine is asked for at a time, while somebody looks at the live page
 
 log = logging.getLogger("headrace.siblings")
 
@@ -53,6 +56,7 @@ class Link:
         accounts: Accounts,
         timelines: Timelines,
         engine: SocketEngine,
+        live: Live,
     ) -> None:
         self._number = number
         self._path = folder / LINK
@@ -60,6 +64,8 @@ class Link:
         self._accounts = accounts
         self._timelines = timelines
         self._engine = engine
+        self._live = live
+        self._seen: tuple[Snapshot | None, float] = (None, 0.0)  # and when
         self._may_open = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
 
@@ -103,14 +109,26 @@ class Link:
                 if self._engine.death is not None:
                     self._engine.death.from_outside = from_outside
                     self._engine.death.explained.set()
-            case Ask(ask_id, None):
+            case Ask(ask_id, "series"):
                 self._send(Answer(ask_id, series=self._metrics.series()))
-            case Ask(ask_id, str(request_id), key):
+            case Ask(ask_id, "live"):
+                self._send(Answer(ask_id, live=self._elsewhere()))
+            case Ask(ask_id, "timeline", request_id, key):
                 self._send(Answer(ask_id, timeline=self._timeline(request_id, key)))
             case Charges(gateway, spent):
                 self._accounts.charge(gateway, spent, asyncio.get_running_loop().time())
             case Left(gateway):
                 self._accounts.lose(gateway)
+
+    def _elsewhere(self) -> Elsewhere:
+        """The engine's next snapshot comes for the next one who asks; where nobody did of late, there is none."""
+        now = time.monotonic()
+        self._engine.watch(WATCH_S, self._see)
+        seen, at = self._seen
+        return elsewhere_of(self._live, self._metrics, seen if now - at < WATCH_S else None, now)
+
+    def _see(self, snapshot: Snapshot) -> None:
+        self._seen = snapshot, time.monotonic()
 
     def _timeline(self, request_id: str, key: str | None) -> bytes:
         found = self._timelines.find(request_id, key, time.time())

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from gateway.config import Config
+from gateway.dashboard.elsewhere import Elsewhere
 from gateway.http.ratelimit import Spent
 from gateway.model.resolve import ResolvedModel
+from gateway.siblings.sums import Series
 from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
 ENGINE = "engine.sock"  # leads to the engine's socket of now
+What = Literal["series", "live", "timeline"]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -53,22 +57,6 @@ class Setup(msgspec.Struct, frozen=True):
     model: Model
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    name: str
-    labels: dict[str, str]
-    value: float
-    exemplar: tuple[dict[str, str], float, float | None] | None = None  # labels, value, when
-
-
-class Series(msgspec.Struct, frozen=True, array_like=True):
-    """A family of samples."""
-
-    name: str
-    text: str
-    kind: str
-    samples: list[Sample]
-
-
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """The first of a sibling."""
 
@@ -93,13 +81,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     ask_id: int
     series: list[Series] = []
     timeline: bytes = b""  # as JSON; empty: nothing is known of that request
+    live: Elsewhere | None = None
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """For its series; with a request's id for that request's timeline, as far as this key may see it."""
+    """timeline: the request's, as far as this key may see it."""
 
     ask_id: int
-    request_id: str | None = None
+    what: What
+    request_id: str = ""
     key: str | None = None
 
 

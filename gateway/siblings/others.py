@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gateway.dashboard.elsewhere import Elsewhere
 
 
 class Others(Protocol):
@@ -10,6 +13,9 @@ class Others(Protocol):
 
     async def ask_for_series(self) -> None:
         """Metrics then knows them."""
+
+    async def live(self) -> list[Elsewhere]:
+        """What they add to the live page."""
 
     async def timeline(self, request_id: str, key: str | None) -> bytes:
         """As JSON; empty: nobody knows of it."""

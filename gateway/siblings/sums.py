@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 
+import msgspec
 from prometheus_client.core import Metric
 from prometheus_client.samples import Exemplar
 from prometheus_client.samples import Sample as PageSample
-
-from gateway.siblings.messages import Sample, Series
 
 PROCESS = "process_"  # of each gateway by itself
 MACHINE = "headrace_gpu_"  # which all see alike
 LASTING = frozenset({"counter", "histogram"})  # what a gateway that is gone has counted stays counted
 Labels = tuple[tuple[str, str], ...]
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    labels: dict[str, str]
+    value: float
+    exemplar: tuple[dict[str, str], float, float | None] | None = None  # labels, value, when
+
+
+class Series(msgspec.Struct, frozen=True, array_like=True):
+    """A family of samples."""
+
+    name: str
+    text: str
+    kind: str
+    samples: list[Sample]
 
 
 def series_of(families: Iterable[Metric], without: Set[str]) -> list[Series]:

@@ -1,5 +1,6 @@
 """Several gateways on one port, as clients and operators see them: one server."""
 
+import json
 import os
 import random
 import signal
@@ -81,6 +82,28 @@ def test_what_one_remembers_all_find(several: RunningServer) -> None:
         assert answer["previous_response_id"] == previous
         previous = answer["id"]
     assert several.get(f"/v1/responses/{previous}").json()["id"] == previous
+
+
+def test_the_live_page_shows_what_all_of_them_do(several: RunningServer) -> None:
+    names = {f"shown-{number}" for number in range(6)}
+
+    def ask(name: str) -> int:
+        return completed(several, {"x-request-id": name}, max_tokens=200, ignore_eos=True, stream=True).status_code
+
+    def shown() -> bool:
+        event = next(events)
+        rows = {row["id"] for row in event["engines"][0]["rows"]}
+        return rows == names and event["requests"] == event["streams"] == len(names)
+
+    with (
+        ThreadPoolExecutor(len(names)) as threads,
+        httpx.stream("GET", f"{several.url}/dashboard/events", timeout=PATIENCE_S) as page,
+    ):
+        events = (json.loads(line.removeprefix("data: ")) for line in page.iter_lines() if line.startswith("data: "))
+        asked = [threads.submit(ask, name) for name in sorted(names)]
+        eventually(shown, "each row has its name")
+        assert [each.result() for each in asked] == [200] * len(names)
+        eventually(lambda: {each["id"] for each in next(events)["ended"]} >= names, "all have ended")
 
 
 def test_one_that_is_killed_is_started_again_and_nothing_is_counted_back(several: RunningServer) -> None:

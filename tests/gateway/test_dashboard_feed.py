@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import pytest
 
+from gateway.answers.live import MAX_ENDED
 from gateway.dashboard import feed as module
+from gateway.dashboard.elsewhere import Elsewhere, Named, added, named, newest
 from gateway.dashboard.feed import WATCH_S, Feed
 from gateway.dashboard.lately import WINDOW_S, Window, quantile
-from gateway.dashboard.types import Event
+from gateway.dashboard.types import EndedView, Event, RowView
 from gateway.http.app import create_app
-from gateway.metrics import NO_STATS, Figures
+from gateway.metrics import NO_STATS, Figures, Metrics
 from gateway.services import Services
 from scheduler.protocol import BlockMap, Queued, Row, Snapshot
 from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, Script, post, toy_services
@@ -236,3 +238,59 @@ def test_figures_are_of_the_last_seconds_only() -> None:
 )
 def test_quantiles_of_buckets(counts: list[int], share: float, expected: float | None) -> None:
     assert quantile((1.0, 2.0, 4.0), counts, share) == (expected if expected is None else pytest.approx(expected))
+
+
+# other gateways
+
+
+def of_another(slot: int, id: str, ago_s: float) -> Elsewhere:
+    figures = Figures(ttft=(1, 2), inter_token=(3,), prompt_tokens=10, generation_tokens=20)
+    ended = EndedView(f"ended-{id}", "chat", "stop", 1, 0, 1, 5.0, 9.0, ago_s)
+    return Elsewhere(2, 1, figures, [Named(slot, id, 1, "chat")], [ended])
+
+
+def test_rows_without_a_name_have_another_gateways() -> None:
+    view = RowView("ours", 0, "chat", 0, "decode", 1, 0, 1, 1, 9, 1, 0, 0, 0.1)
+    nameless = msgspec.structs.replace(view, id=None, endpoint=None)
+    rows = [view, msgspec.structs.replace(nameless, slot=1), msgspec.structs.replace(nameless, slot=2)]
+    found = named(rows, [of_another(0, "not this", 1.0), of_another(1, "theirs", 1.0)])
+    assert [(row.id, row.choice, row.endpoint) for row in found] == [
+        ("ours", 0, "chat"),
+        ("theirs", 1, "chat"),
+        (None, 0, None),
+    ]
+
+
+def test_counts_are_added_and_the_newest_ends_come_first() -> None:
+    ours = Figures(ttft=(0, 1), inter_token=(5,), prompt_tokens=1, generation_tokens=2)
+    others = [of_another(0, "a", 3.0), of_another(0, "b", 1.0)]
+    assert added(ours, others) == Figures((2, 5), (11,), 21, 42)
+    assert added(ours, []) == ours
+    ended = msgspec.structs.replace(others[0].ended[0], id="ours", ago_s=2.0)
+    assert [each.id for each in newest([ended], others)] == ["ended-b", "ours", "ended-a"]
+    assert len(newest([ended] * 30, others)) == MAX_ENDED
+
+
+class Others:
+    """Two more gateways."""
+
+    async def ask_for_series(self) -> None:
+        raise AssertionError
+
+    async def timeline(self, request_id: str, key: str | None) -> bytes:
+        raise AssertionError
+
+    async def live(self) -> list[Elsewhere]:
+        figures = Figures(
+            tuple([0] * len(Metrics().figures().ttft)), tuple([0] * len(Metrics().figures().inter_token)), 0, 0
+        )
+        return [Elsewhere(2, 1, figures, [Named(0, "theirs", 0, "chat")], []), Elsewhere(1, 1, figures, [], [])]
+
+
+async def test_an_event_has_what_other_gateways_do() -> None:
+    w = world(snapshot=lambda: snapshot(row(None)))
+    services = replace(w.services, others=Others())
+    with Feed(services, w.pauses.sleep).viewer() as events:
+        event = await next_event(events)
+    assert (event.requests, event.streams) == (3, 2)
+    assert [each.id for each in event.engines[0].rows] == ["theirs"]

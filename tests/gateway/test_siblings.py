@@ -95,7 +95,7 @@ def test_messages_come_as_they_went() -> None:
     splitter = FrameSplitter()
     told, charged = Told(busy(2, 3).series()), Charges(2, [])
     assert [from_sibling.decode(body) for body in splitter.feed(frame(told) + frame(charged))] == [told, charged]
-    asked = Ask(7, "req-1", None)
+    asked = Ask(7, "timeline", "req-1", None)
     assert [to_sibling.decode(body) for body in splitter.feed(frame(asked))] == [asked]
 
 
