@@ -5,8 +5,9 @@ engine takes work next, and its answer goes on where it was. Text, stop strings 
                          ^                                                        |
                          +------------------- dies once more --------------------+
 
-One request at a time goes back, and the next when that one has new tokens. So a request that makes engines die is found
-out: it dies twice in a row without a token in between, and its neighbours, not yet back, do not.
+Where a request may have been the cause, one at a time goes back, and the next when that one has new tokens. So one that
+makes engines die is found out: it dies twice in a row without a token in between, and its neighbours, not yet back, do
+not. After a process was killed from outside all go back at once, unless that is how it goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 import msgspec
@@ -185,7 +186,7 @@ class Migration:
                 if (error := self._verdict()) is not None:
                     return self._give_up("poison", error)
                 while self._lost:
-                    async with self._services.returning:
+                    async with self._services.returning if self._is_suspect else nullcontext():
                         await self._take_turn()
                 self._settled.set()
         except TimeoutError:
@@ -195,6 +196,10 @@ class Migration:
         except Exception:  # whoever reads must not wait for ever
             _log.exception("request %s: it could not be submitted again", self._exchange.request_id)
             self._give_up("failed", faults.internal(self._exchange.request_id))
+
+    @property
+    def _is_suspect(self) -> bool:
+        return len(self._deaths) > 1 or not self._deaths[0].from_outside
 
     def _verdict(self) -> ApiError | None:
         """A process that was killed among many requests is no evidence against each of them."""

@@ -249,6 +249,23 @@ async def test_a_process_that_somebody_kills_is_not_the_doing_of_one_among_many(
         assert connection.status == status
 
 
+@pytest.mark.parametrize(("from_outside", "num_back"), [(True, 4), (False, 1)])
+async def test_one_after_the_other_comes_back_only_where_one_may_be_to_blame(from_outside: bool, num_back: int) -> None:
+    engine = speaker(TEXT)
+    services = toy_services(engine)
+    connections = [ask(services, prompt=name) for name in "abcd"]
+    await engine.until(lambda: len(engine.playing) == 4)
+    await step(engine)
+    engine.die(from_outside=from_outside)
+    engine.rise()
+    await engine.until(lambda: len(engine.playing) == num_back)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(engine.playing) == num_back
+    await finish(engine, *connections)
+    assert [connection.status for connection in connections] == [200] * 4
+
+
 # where there is no other engine
 
 
