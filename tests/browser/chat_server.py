@@ -108,7 +108,9 @@ def chat_server(key: str | None = None, has_template: bool = True) -> Iterator[C
     engine = SayingEngine()
     model = toy_model(reasoning=ReasoningFormat(), **({} if has_template else {"chat_template": None}))
     keys = Keys(key, None, time.monotonic) if key else None
-    services = replace(toy_services(engine, model), clock=time.monotonic, wall_clock=time.time, keys=keys)
+    services = replace(
+        toy_services(engine, model, migration=False), clock=time.monotonic, wall_clock=time.time, keys=keys
+    )
     server = ChatServer(engine)
     opened, signals = threading.Event(), Signals()
     thread = threading.Thread(target=_serve, args=(server, services, signals, opened))
