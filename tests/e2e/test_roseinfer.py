@@ -50,6 +50,7 @@ def files(oracle: RosellmOracle, texts: Tokenizer, tmp_path_factory: pytest.Temp
 def server(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     flags = ["--checkpoint-path", str(files / "gpt2_tiny.pt"), "--tokenizer-name", str(files), "--device", "cpu"]
     flags += ["--no-amp", "--no-cuda-graph", "--threads", "1", "--kv-cache-memory", "256MiB"]
+    flags += ["--no-migration"]  # to see a stream break
     with starting(tmp_path_factory.mktemp("server"), *flags, command="roseinfer") as running:
         running.wait_until_open()
         yield running
