@@ -78,7 +78,7 @@ class NanochatHarness(Harness):
         self.limits = limits
         self.runner = Runner(decoder, rows, 16, CPU, prev_ids=checkpoint.spec.smears)
         self.scheduler = Scheduler(limits, engine_build.BlockPool(num_blocks, 16), time.monotonic)
-        self.plans, self.told, self._next_id = [], {}, 0
+        self.plans, self.told, self.logprobs, self._next_id = [], {}, {}, 0
 
     def greedy(self, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
         return self.generate(prompts, NEW_TOKENS, temperature=0.0)
