@@ -51,8 +51,8 @@ async def test_a_stream_is_what_follows_as_plain_text(client: httpx.AsyncClient)
 async def test_pieces_of_a_stream_are_whole_characters(engine: FakeEngine) -> None:
     connection = post(toy_app(engine), "/generate", {"prompt": PROMPT, "stream": True})
     await connection.end()
-    for message in connection.sent[1:]:
-        message["body"].decode()
+    pieces = [message["body"].decode() for message in connection.sent[1:]]
+    assert "".join(pieces) == " I am Rose 🌹."
 
 
 async def test_a_stream_whose_engine_died_goes_on_without_a_word() -> None:
