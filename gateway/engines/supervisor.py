@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ import msgspec
 
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
-from gateway.siblings.messages import ENGINE
+from gateway.siblings.messages import engine_socket
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "engine")  # -P: nothing of the current folder
@@ -50,6 +49,7 @@ class EngineSetup:
     config: EngineConfig
     environ: Mapping[str, str]
     command: Sequence[str] = ENGINE_COMMAND
+    number: int = 0  # which of several engines
 
 
 class Supervisor:
@@ -58,19 +58,21 @@ class Supervisor:
         setup: EngineSetup,
         engine: SocketEngine,
         observer: EngineObserver,
+        folder: Path,
         *,
         backoff: Backoff = Backoff(),
         timing: Timing = Timing(),
         on_death: Callable[[bool], None] = lambda from_outside: None,
     ) -> None:
-        """on_death: told of each engine's, and whether somebody else had killed it."""
+        """folder: a socket_folder(). on_death: told of each engine's, and whether somebody else had killed it."""
         self._setup = setup
         self._engine = engine
         self._observer = observer
         self._backoff = backoff
         self._timing = timing
         self._on_death = on_death
-        self.folder = _socket_folder()  # of all files that engine and gateway share
+        self._folder = folder
+        self._name = f"engine {setup.number}" if setup.number else "the engine"
         self._num_starts = 0
         self._process: EngineProcess | None = None
         self._ready_at: float | None = None  # of the engine that runs or ran last
@@ -102,10 +104,9 @@ class Supervisor:
         self.kill()
 
     def kill(self) -> None:
-        """At once, and leaves nothing behind."""
+        """At once."""
         if self._process is not None:
             self._process.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _keep_running(self, on_progress: Callable[[Progress], None]) -> None:
         delay_s = self._backoff.first_s
@@ -131,14 +132,13 @@ class Supervisor:
     async def _live(self, on_progress: Callable[[Progress], None]) -> None:
         """One engine, from its start to its end. Always raises."""
         self._num_starts += 1
-        config = msgspec.structs.replace(
-            self._setup.config, socket_path=str(self.folder / f"engine-{self._num_starts}.sock")
-        )
+        socket = self._folder / f"engine-{self._setup.number}-{self._num_starts}.sock"
+        config = msgspec.structs.replace(self._setup.config, socket_path=str(socket))
         process = await EngineProcess.start(self._setup.command, config, self._setup.environ)
         self._process = process
         try:
             reader, writer = await process.connect()
-            self._lead_to(Path(config.socket_path))  # once we are its first connection
+            self._lead_to(socket)  # once we are its first connection
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
@@ -154,10 +154,10 @@ class Supervisor:
 
     def _lead_to(self, socket: Path) -> None:
         """By a name that stays, other gateways find the engine of now."""
-        new = self.folder / "engine.new"
+        new = self._folder / f"engine-{self._setup.number}.new"
         new.unlink(missing_ok=True)
         new.symlink_to(socket)
-        new.replace(self.folder / ENGINE)
+        new.replace(self._folder / engine_socket(self._setup.number))
 
     def _explain(self, process: EngineProcess) -> None:
         death = self._engine.death
@@ -178,9 +178,11 @@ def _unseen(progress: Progress) -> None:
     """Restarts show no bars."""
 
 
-def _socket_folder() -> Path:
+def socket_folder() -> Path:
+    """A new one, for all files that engines and gateways of one server share; its paths are short enough for sockets.
+    Whoever makes it removes it."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-"))
-    if len(str(folder)) + len("/engine-9999.sock") <= MAX_SOCKET_PATH:
+    if len(str(folder)) + len("/engine-999-9999.sock") <= MAX_SOCKET_PATH:
         return folder
     with contextlib.suppress(OSError):
         folder.rmdir()
