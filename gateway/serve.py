@@ -76,6 +76,7 @@ def serve(config: Config, around: Surroundings) -> int:
         keys = keys_of(config, around.clock)
         check_spans(config)
         check_gateways(config)
+        placed(config, around.environ)
         bound = bind if config.gateways == 1 else bind_shared
         listener = bound(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
@@ -217,12 +218,17 @@ def engine_setups(
     config: Config, resolved: ResolvedModel, environ: Mapping[str, str], command: Sequence[str] = ENGINE_COMMAND
 ) -> list[EngineSetup]:
     """Of each engine. Raises ConfigError."""
-    try:
-        found = places(config.replicas, 1, config.device, visible_gpus(environ))
-    except NoSuchPlace as error:
-        raise ConfigError(str(error)) from error
+    found = placed(config, environ)
     asked = msgspec.structs.replace(engine_config(config, resolved), sharers=len(found))
     return [EngineSetup(asked, {**environ, **place}, command, number) for number, place in enumerate(found)]
+
+
+def placed(config: Config, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Of each engine, what its environment has beside ours. Raises ConfigError."""
+    try:
+        return places(config.replicas, 1, config.device, visible_gpus(environ))
+    except NoSuchPlace as error:
+        raise ConfigError(str(error)) from error
 
 
 def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
