@@ -101,7 +101,7 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     signals.install()
     setups = engine_setups(plan.config, plan.resolved, plan.around.environ, plan.around.engine_command)
     metrics = Metrics(len(setups))
-    replicas = Replicas(setups, metrics.engines, lambda *told: siblings.engine_died(*told))
+    replicas = Replicas(setups, metrics.engines, plan.config.prefix_caching, lambda *told: siblings.engine_died(*told))
     siblings = siblings_of(plan, replicas.folder, metrics, len(setups))
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
@@ -220,7 +220,7 @@ def engine_setups(
     """Of each engine. Raises ConfigError."""
     found = placed(config, environ)
     asked = msgspec.structs.replace(engine_config(config, resolved), sharers=len(found))
-    return [EngineSetup(asked, {**environ, **place}, command, number) for number, place in enumerate(found)]
+    return [EngineSetup(asked, {**environ, **place}, command) for place in found]
 
 
 def placed(config: Config, environ: Mapping[str, str]) -> list[dict[str, str]]:

@@ -9,9 +9,11 @@ import os
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
+from gateway.engines.handles import Streams
 from gateway.engines.socket import EngineFailed
 from scheduler.protocol import EngineConfig, LogLine
 
@@ -55,7 +57,7 @@ class EngineProcess:
         process.stdin.write(msgspec.json.encode(config) + b"\n")
         return cls(process, config.socket_path)
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self) -> Streams:
         """As soon as its socket is there. Raises EngineFailed if it ends first, or if nothing comes for too long."""
         for _ in range(int(CONNECT_LIMIT_S / CONNECT_PERIOD_S)):
             if self._process.returncode is not None:
@@ -65,6 +67,13 @@ class EngineProcess:
             except (FileNotFoundError, ConnectionRefusedError):
                 await asyncio.sleep(CONNECT_PERIOD_S)
         raise EngineFailed("lost", f"the engine did not open its socket within {CONNECT_LIMIT_S:g} s")
+
+    def lead_to(self, path: Path) -> None:
+        """By a name that stays, other gateways find the engine of now."""
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(self._socket_path)
+        new.replace(path)
 
     @property
     def was_killed(self) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from gateway.engines.handles import EngineLauncher
 from gateway.engines.router import Router
 from gateway.engines.socket import EngineObserver, SocketEngine
-from gateway.engines.supervisor import EngineSetup, Supervisor, socket_folder
+from gateway.engines.supervisor import Supervisor, socket_folder
 from scheduler.protocol import Progress, Ready
 
 T = TypeVar("T")
@@ -19,17 +20,18 @@ T = TypeVar("T")
 class Replicas:
     def __init__(
         self,
-        setups: Sequence[EngineSetup],
+        launchers: Sequence[EngineLauncher],
         observers: Sequence[EngineObserver],
+        prefix_caching: bool = True,
         on_death: Callable[[int, bool], None] = lambda engine, from_outside: None,
     ) -> None:
         """on_death: told which engine, and whether somebody else had killed it."""
         self.folder = socket_folder()  # of all files that engines and gateways share
         self.engines = [SocketEngine(observer) for observer in observers]
-        self.client = client_of(self.engines, setups[0].config.prefix_caching)
+        self.client = client_of(self.engines, prefix_caching)
         self._supervisors = [
-            Supervisor(setup, engine, observer, self.folder, on_death=partial(on_death, setup.number))
-            for setup, engine, observer in zip(setups, self.engines, observers, strict=True)
+            Supervisor(launcher, engine, observer, self.folder, number=number, on_death=partial(on_death, number))
+            for number, (launcher, engine, observer) in enumerate(zip(launchers, self.engines, observers, strict=True))
         ]
 
     async def start(self, on_progress: Callable[[Progress], None]) -> list[Ready]:

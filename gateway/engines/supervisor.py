@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.engines.handles import EngineHandle, EngineLauncher
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
 from gateway.siblings.messages import engine_socket
@@ -44,37 +45,42 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:
-    """What is started, each time anew. `config.socket_path` is chosen by the supervisor."""
+    """A launcher of processes on this machine. `config.socket_path` is chosen by the supervisor."""
 
     config: EngineConfig
     environ: Mapping[str, str]
     command: Sequence[str] = ENGINE_COMMAND
-    number: int = 0  # which of several engines
+
+    async def start(self, socket: Path) -> EngineHandle:
+        config = msgspec.structs.replace(self.config, socket_path=str(socket))
+        return await EngineProcess.start(self.command, config, self.environ)
 
 
 class Supervisor:
     def __init__(
         self,
-        setup: EngineSetup,
+        launcher: EngineLauncher,
         engine: SocketEngine,
         observer: EngineObserver,
         folder: Path,
         *,
+        number: int = 0,
         backoff: Backoff = Backoff(),
         timing: Timing = Timing(),
         on_death: Callable[[bool], None] = lambda from_outside: None,
     ) -> None:
-        """folder: a socket_folder(). on_death: told of each engine's, and whether somebody else had killed it."""
-        self._setup = setup
+        """folder: a socket_folder(). number: which of several engines. on_death: told of each engine's, and whether
+        somebody else had killed it."""
+        self._launcher = launcher
         self._engine = engine
         self._observer = observer
         self._backoff = backoff
         self._timing = timing
         self._on_death = on_death
         self._folder = folder
-        self._name = f"engine {setup.number}" if setup.number else "the engine"
+        self._number = number
         self._num_starts = 0
-        self._process: EngineProcess | None = None
+        self._process: EngineHandle | None = None
         self._ready_at: float | None = None  # of the engine that runs or ran last
         self._first: asyncio.Future[Ready] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -132,13 +138,11 @@ class Supervisor:
     async def _live(self, on_progress: Callable[[Progress], None]) -> None:
         """One engine, from its start to its end. Always raises."""
         self._num_starts += 1
-        socket = self._folder / f"engine-{self._setup.number}-{self._num_starts}.sock"
-        config = msgspec.structs.replace(self._setup.config, socket_path=str(socket))
-        process = await EngineProcess.start(self._setup.command, config, self._setup.environ)
+        process = await self._launcher.start(self._folder / f"engine-{self._number}-{self._num_starts}.sock")
         self._process = process
         try:
             reader, writer = await process.connect()
-            self._lead_to(socket)  # once we are its first connection
+            process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
@@ -152,14 +156,7 @@ class Supervisor:
             await process.stop()
             self._process = None
 
-    def _lead_to(self, socket: Path) -> None:
-        """By a name that stays, other gateways find the engine of now."""
-        new = self._folder / f"engine-{self._setup.number}.new"
-        new.unlink(missing_ok=True)
-        new.symlink_to(socket)
-        new.replace(self._folder / engine_socket(self._setup.number))
-
-    def _explain(self, process: EngineProcess) -> None:
+    def _explain(self, process: EngineHandle) -> None:
         death = self._engine.death
         if death is not None and not death.explained.is_set():
             death.from_outside = process.was_killed

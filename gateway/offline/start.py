@@ -62,7 +62,7 @@ async def open_session(plan: Plan, report: Report) -> Session:
     """Raises ModelError or EngineFailed, and then no process is left."""
     setups = engine_setups(plan.config, plan.resolved, plan.environ)
     metrics = Metrics(len(setups))
-    replicas = Replicas(setups, metrics.engines)
+    replicas = Replicas(setups, metrics.engines, plan.config.prefix_caching)
 
     def told(progress: Progress) -> None:
         report(progress.phase, progress.done, progress.total)
