@@ -34,6 +34,7 @@ class RoutedEngine(EngineClient, Replica, Protocol):
     def stats_at(self) -> float: ...
     def has(self, seq_id: int) -> bool: ...
     def teach(self, vocabulary: Vocabulary) -> None: ...
+    async def submit(self, request: Submit, sink: Sink, cached_tokens: int = 0) -> None: ...
     async def profile(self, request: Profile, limit_s: float) -> Profiled: ...
 
 
@@ -94,9 +95,9 @@ class Router:
         once."""
         failure: Rejected | EngineUnavailable | None = None
         num_lost = 0
-        for index in self._by_cost(request):
+        for index, cached in self._by_cost(request):
             try:
-                return await self._engines[index].submit(request, sink)
+                return await self._engines[index].submit(request, sink, cached)
             except Rejected as refusal:
                 if refusal.code != "queue_full":
                     raise
@@ -117,22 +118,22 @@ class Router:
         busiest = max(self._engines, key=lambda engine: (engine.ready is not None, self._load(engine)))
         return await busiest.profile(request, limit_s)
 
-    def _by_cost(self, request: Submit) -> list[int]:
-        """The engines that take work, the best first; it is noted that the best will have seen the prompt."""
+    def _by_cost(self, request: Submit) -> list[tuple[int, int]]:
+        """The engines that take work, the best first, and how much of the prompt each has seen. It is noted that the
+        best will have seen it."""
+        self._forget_the_dead()
         up = [index for index, engine in enumerate(self._engines) if engine.ready is not None]
         names = list(pieces(request.prompt, request.salt)) if self._prefix_caching and len(up) > 1 else []
-        self._forget_the_dead()
+        seen = {index: self._seen[index].matched(names) for index in up}
         turn, count = self._turn, len(self._engines)
         self._turn += 1
-        order = sorted(
-            up, key=lambda i: (self._load(self._engines[i]) - self._seen[i].matched(names), (i - turn) % count)
-        )
+        order = sorted(up, key=lambda i: (self._load(self._engines[i]) - seen[i], (i - turn) % count))
         if names:
             best = order[0]
             ready = self._engines[best].ready
             assert ready is not None
             self._seen[best].note(names, ready.num_blocks * ready.block_size)
-        return order
+        return [(index, seen[index]) for index in order]
 
     def _forget_the_dead(self) -> None:
         """A new engine has seen nothing."""

@@ -155,7 +155,8 @@ class SocketEngine:
     async def available(self) -> None:
         await self._up.wait()
 
-    async def submit(self, request: Submit, sink: Sink) -> None:
+    async def submit(self, request: Submit, sink: Sink, cached_tokens: int = 0) -> None:
+        """cached_tokens: of the prompt, that the engine need not read, as far as anybody knows."""
         writer = self._writer
         if self._ready is None or writer is None:
             raise EngineUnavailable("The engine is not running.", self.retry_after_s)
@@ -163,8 +164,8 @@ class SocketEngine:
         question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
         self._questions[key] = question
         self._sinks.update(dict.fromkeys(request.seq_ids, sink))
-        self._unread[key] = len(request.prompt)
-        self.unread_tokens += len(request.prompt)
+        self._unread[key] = unread = len(request.prompt) - cached_tokens
+        self.unread_tokens += unread
         writer.write(encode_frame(request))
         # A timer, not asyncio.timeout, which takes ten times as long and is in every request's way.
         late = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._wait_no_longer, question.answer)
