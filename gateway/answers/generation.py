@@ -190,6 +190,7 @@ class Generation:
         self._live.update(request.seq_ids)
         try:
             await self._services.engine.submit(request, self)
+            self._job.place.replica = self._services.engine.replica_of(request.seq_ids[0])
         except (Rejected, EngineUnavailable):
             self._live.difference_update(request.seq_ids)
             raise

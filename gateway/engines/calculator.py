@@ -84,6 +84,9 @@ class CalculatingEngine:
     def replicas(self) -> Sequence[Replica]:
         return self._engine.replicas
 
+    def replica_of(self, seq_id: int) -> int:
+        return self._engine.replica_of(seq_id)
+
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return self._engine.stats_of(seq_id)
 

@@ -72,6 +72,9 @@ class EngineClient(Protocol):
     def replicas(self) -> Sequence[Replica]:
         """Always as many, in the same order."""
 
+    def replica_of(self, seq_id: int) -> int:
+        """The number of the engine that has this sequence; 0, where it has ended."""
+
     def stats_of(self, seq_id: int) -> EngineStats | None:
         """Of the engine that has this sequence, also while its sink is told of its end; None: it has said nothing."""
 

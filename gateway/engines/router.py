@@ -79,6 +79,9 @@ class Router:
         first, self._next_id = self._next_id, self._next_id + count
         return list(range(first, self._next_id))
 
+    def replica_of(self, seq_id: int) -> int:
+        return next((number for number, engine in enumerate(self._engines) if engine.has(seq_id)), 0)
+
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return next((engine.stats for engine in self._engines if engine.has(seq_id)), None)
 

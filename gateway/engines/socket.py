@@ -129,6 +129,9 @@ class SocketEngine:
     def replicas(self) -> Sequence[SocketEngine]:
         return (self,)
 
+    def replica_of(self, seq_id: int) -> int:
+        return 0
+
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return self._stats
 

@@ -185,6 +185,7 @@ async def test_outputs_and_ends_of_all_come_to_the_same_sink_and_ids_are_never_t
     assert [len(engine.playing) for engine in world.engines] == [2, 2]
     world.engines[0].stats = msgspec.structs.replace(NO_STATS, steps=7)
     of_first = world.engines[0].submitted[0].seq_ids
+    assert [world.router.replica_of(request.seq_ids[0]) for request in requests] == [0, 1]
     assert world.router.stats_of(of_first[0]) == world.engines[0].stats
     assert world.router.stats_of(999) is None
     world.engines[0].die()
