@@ -16,7 +16,23 @@ if not Path("/dev/nvidiactl").exists():
 
 FOLDER = Path(__file__).parent
 # The files that take longest: they come first, so that no worker is left with one of them at the end.
-LONGEST: tuple[str, ...] = ()
+LONGEST = (
+    "engine/cuda/test_attention.py",
+    "engine/test_greedy.py",
+    "engine/cuda/test_prefill.py",
+    "e2e/test_migration.py",
+    "engine/cuda/test_runner.py",
+    "e2e/test_offline.py",
+    "engine/cuda/test_flash.py",
+    "browser/test_chat_page.py",
+    "engine/cuda/test_filters.py",
+    "engine/test_families.py",
+    "e2e/test_prometheus.py",
+    "engine/cuda/test_sampling.py",
+    "e2e/test_gateways.py",
+    "e2e/test_timelines.py",
+    "gateway/test_fuzz.py",
+)
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -24,6 +40,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    assert all((FOLDER / name).exists() for name in LONGEST), "a file has gone, or has another name now"
     if is_worker(config):
         places = {FOLDER / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(places)))
