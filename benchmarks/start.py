@@ -6,13 +6,14 @@
     python -m benchmarks.start --output benchmarks/results/x.json kept
 
 Machines that others use too are slower at some hours than at others: only starts in turn compare, and each round tells
-how long `import torch` alone takes. The first start of each checkout is not counted: it reads files from the disk and
-compiles modules. Prints tables for people and one last line of JSON.
+how long `import torch` alone takes, and each start what its processes have used. The first start of each checkout is
+not counted: it reads files from the disk and compiles modules. Prints tables for people and one last line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cpu_machine import commit, machine
 from benchmarks.cpu_servers import ROOT, StartFailed, free_port, stop
@@ -39,6 +41,7 @@ class Start:
     round: int  # 0: not counted
     tree: str
     ready_s: float
+    cpu_s: float  # that its processes have used by then
     phases_s: dict[str, float]  # when each began
 
 
@@ -75,7 +78,7 @@ def start(tree: Path, flags: Sequence[str], turn: int) -> Start:
         for raw in process.stdout:
             at, line = time.perf_counter() - began, raw.decode(errors="replace").rstrip()
             if READY.fullmatch(line):
-                return Start(turn, tree.name, round(at, 3), phases)
+                return Start(turn, tree.name, round(at, 3), round(cpu_s(process.pid), 3), phases)
             if found := BEGINS.fullmatch(line):
                 phases.setdefault(found[1], round(at, 3))
             said.append(line)
@@ -83,6 +86,20 @@ def start(tree: Path, flags: Sequence[str], turn: int) -> Start:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         stop(process)
+
+
+def cpu_s(group: int) -> float:
+    """Of the process that leads a group and of those that it started. 0 where there is no /proc."""
+    ticks = 0
+    parents: dict[int, tuple[int, int]] = {}  # (parent, ticks) by process
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents[int(stat.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    for process, (parent, used) in parents.items():
+        if group in (process, parent):
+            ticks += used
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def torch_s(environ: dict[str, str]) -> float:
@@ -109,7 +126,9 @@ def table(starts: Sequence[Start]) -> str:
     for tree in dict.fromkeys(each.tree for each in starts):
         own = [each for each in starts if each.tree == tree]
         times = sorted(each.ready_s for each in own)
-        rows.append(f"{tree}: ready after {statistics.median(times):.2f} s ({times[0]:.2f} to {times[-1]:.2f})")
+        used = statistics.median(each.cpu_s for each in own)
+        spread = f"{times[0]:.2f} to {times[-1]:.2f}"
+        rows.append(f"{tree}: ready after {statistics.median(times):.2f} s ({spread}), {used:.2f} s of processors")
         for phase in dict.fromkeys(phase for each in own for phase in each.phases_s):
             at = statistics.median(each.phases_s[phase] for each in own if phase in each.phases_s)
             rows.append(f"    {at:6.2f}  {phase}")
@@ -133,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     trees = [ROOT, *(path.resolve() for path in args.beside)]
     starts, torch = measure(trees, args.flag, args.rounds)
-    told = {
+    told: dict[str, Any] = {
         "benchmark": "start",
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
@@ -143,6 +162,8 @@ def main(argv: Sequence[str]) -> None:
         "ratios": ratios(starts),
         "starts": [asdict(each) for each in starts],
     }
+    for other, ratio in told["ratios"].items():
+        print(f"{other} takes {ratio:.2f} times as long as {ROOT.name}")
     print(f"\nimport torch alone: {statistics.median(torch):.2f} s ({min(torch):.2f} to {max(torch):.2f})")
     print(table(starts))
     if args.output:
