@@ -133,6 +133,7 @@ def http_settings(config: Config) -> HttpSettings:
         max_top_k=config.max_top_k or None,
         max_tokens_limit=config.max_tokens_limit or None,
         web_defaults=WebDefaults(config.web_temperature, config.web_top_k, config.web_max_tokens),
+        web_page=config.web_page,
         log_conversations=config.log_conversations,
         responses_store=config.responses_store,
         responses_store_bytes=config.responses_store_memory,

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from getpass import getpass
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
@@ -46,6 +45,8 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
+        from importlib import metadata  # nobody else waits for it
+
         print(f"headrace {metadata.version('headrace')}")
         raise typer.Exit
 

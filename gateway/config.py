@@ -137,6 +137,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.8
     web_top_k: Annotated[CountOrAuto, Meta(description="top_k, likewise; 0: the whole vocabulary.")] = 50
     web_max_tokens: Annotated[Count, Meta(description="max_tokens, likewise.")] = 512
+    web_page: Annotated[
+        bool, Meta(description="The chat page asks with these three too, where nothing is set in it.")
+    ] = False
     log_conversations: Annotated[
         bool, Meta(description="Log what is asked and answered at /chat/completions, with its texts.")
     ] = False

@@ -180,7 +180,9 @@ def _load(plan: _Plan) -> tuple[ServedModel, float]:
     from gateway.assembly import load  # here, in a thread: most of a second, in which the engine imports torch
 
     began = plan.around.clock()
-    return load(plan.resolved, plan.config), plan.around.clock() - began
+    model = load(plan.resolved, plan.config)
+    gc.freeze()  # keep_what_is_there then passes over little
+    return model, plan.around.clock() - began
 
 
 def _opened(plan: _Plan, siblings: Siblings, ready: list[Ready], model: ServedModel, loading_s: float) -> None:

@@ -79,6 +79,7 @@ class HttpSettings:
     max_top_k: int | None = None
     max_tokens_limit: int | None = None  # what max_tokens may be at most
     web_defaults: WebDefaults = field(default_factory=WebDefaults)
+    web_page: bool = False  # the chat page has them too
     log_conversations: bool = False  # of /chat/completions, with their texts
     responses_store: int = 1000  # responses that are kept; 0: none
     responses_store_bytes: int = 64 << 20  # of them all
