@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SO_TIMESTAMPNS = 35  # of Linux, but for SPARC and PA-RISC; Python has no name for it
 STAMP = struct.Struct("@ll")  # a timespec by CLOCK_REALTIME
 ROOM = socket.CMSG_SPACE(STAMP.size)
+MAX_READ = 1 << 16  # bytes: asyncio asks for four times as many, and memory for those costs 20 us whatever comes
 MAX_AGE_S = 600.0  # an older stamp is from before the clock was set
 
 Told = Sequence[tuple[int, int, bytes]]  # ancillary data
@@ -30,7 +31,7 @@ class StampedSocket(socket.socket):
     came: float | None = None  # when the last bytes of the last read had come, by `time.monotonic`; None: none was made
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        data, told, _, _ = self.recvmsg(size, ROOM, flags)
+        data, told, _, _ = self.recvmsg(min(size, MAX_READ), ROOM, flags)
         self.came = came_at(told)
         return data
 
