@@ -81,7 +81,7 @@ ENGINE_SERIES = frozenset(
     )
 )
 FIRST_ONLY = ENGINE_SERIES | {"headrace_gateways", "headrace_gateway_restarts"}  # that the first gateway tells
-WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
+WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar", "fairness")
 OTHER = "other"
 NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 MAX_TENANTS = 64  # keys with series of their own; the others are one
@@ -283,8 +283,8 @@ class Metrics:
 
     def _set_waiting(self, stats: EngineStats) -> None:
         found = dict.fromkeys(WAIT_REASONS, 0)
-        found[stats.waits_for] = stats.waiting - stats.parked
-        found["choice"], found["grammar"] = stats.parked, stats.compiling
+        found[stats.waits_for] = stats.waiting - stats.parked - stats.overtaken
+        found["choice"], found["grammar"], found["fairness"] = stats.parked, stats.compiling, stats.overtaken
         for reason in WAIT_REASONS:
             self._waiting.labels(reason).set(found[reason])
 

@@ -26,6 +26,7 @@ Cause = Literal[
     "waiting_step",  # in the engine's queue: for the end of the running step, and for those before it in line
     "waiting_rows",  # for a row of the batch
     "waiting_blocks",  # for KV blocks
+    "waiting_fairness",  # another tenant's was let in in its turn
     "waiting_choice",  # for the first choice to compute the prompt
     "prefill",  # its own prompt
     "others_prefill",  # prompts of others in its steps
