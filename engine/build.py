@@ -284,6 +284,7 @@ def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
+        fairness=config.fairness,
     )
 
 

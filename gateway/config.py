@@ -205,6 +205,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.9
     prefix_caching: Annotated[bool, Meta(description="Reuse the KV cache of prompts that begin alike.")] = True
 
+    fairness: Annotated[
+        bool,
+        Meta(description="Where several keys have requests in the queue, take them in turn by what each was served."),
+    ] = True
     max_waiting: Annotated[Count, Meta(description="Most requests in the queue; one more gets 429.")] = 1024
     max_waiting_tokens: Annotated[Count, Meta(description="Most prompt tokens in the queue; one more gets 429.")] = (
         1 << 20

@@ -10,7 +10,7 @@ from scheduler.protocol import EngineStats, StepRecord
 
 STEP_KINDS = ("prefill", "decode", "mixed")
 OTHER = "other"
-WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
+WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar", "fairness")
 NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -80,8 +80,8 @@ class EngineMetrics:
 
     def _set_waiting(self, stats: EngineStats) -> None:
         found = dict.fromkeys(WAIT_REASONS, 0)
-        found[stats.waits_for] = stats.waiting - stats.parked
-        found["choice"], found["grammar"] = stats.parked, stats.compiling
+        found[stats.waits_for] = stats.waiting - stats.parked - stats.overtaken
+        found["choice"], found["grammar"], found["fairness"] = stats.parked, stats.compiling, stats.overtaken
         for reason in WAIT_REASONS:
             self._waiting.labels(reason).set(found[reason])
 

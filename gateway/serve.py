@@ -252,6 +252,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
+        fairness=config.fairness,
         profiling=config.debug_profile,
     )
 

@@ -15,6 +15,7 @@ from gateway.engines.client import Death, EngineUnavailable
 from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.http.exchange import Exchange
+from gateway.http.keys import tenant_of
 from gateway.openai import Usage
 from gateway.requests.convert import Job, usage
 from gateway.services import Services
@@ -184,7 +185,8 @@ class Generation:
         await self.submit(self._submission(ids))
 
     def _submission(self, seq_ids: Sequence[int]) -> Submit:
-        return submission(self._job, {id: self._runs[id] for id in seq_ids}, self._services.settings.max_wait_s)
+        parts = {id: self._runs[id] for id in seq_ids}
+        return submission(self._job, parts, self._services.settings.max_wait_s, tenant_of(self._exchange.key))
 
     async def submit(self, request: Submit) -> None:
         self._live.update(request.seq_ids)

@@ -41,6 +41,11 @@ class Key:
         return replace(defaults, **own)
 
 
+def tenant_of(name: str | None) -> int:
+    """The number under which an engine knows a key, the same from every gateway. 0: none was given."""
+    return 0 if name is None else int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) or 1
+
+
 def hashed(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
