@@ -68,7 +68,7 @@ class Phases:
 
 def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Executor, Ready]:
     """Raises ModelRefused or OutOfMemory, each with one line for people."""
-    host = choose_host(config.device, config.dtype, config.threads)
+    host = choose_host(config.device, config.dtype, config.threads, config.sharers)
     _set_threads(host)
     attention = choose_attention(config.attention, host)
     with phases.phase("reading the checkpoint's header"):
@@ -305,7 +305,7 @@ def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host, wo
 
 def _cache_budget(config: EngineConfig, host: Host, working: int) -> int:
     if host.device.type != "cuda":
-        return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE))
+        return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE / config.sharers))
     free, total = torch.cuda.mem_get_info(host.device)
     budget = int(free - (1 - config.gpu_memory_fraction) * total - working)
     if budget <= 0:

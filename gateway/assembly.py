@@ -16,6 +16,7 @@ from gateway.config import Config
 from gateway.engines.calculator import CalculatingEngine
 from gateway.engines.client import EngineClient
 from gateway.engines.profiles import Profiler
+from gateway.engines.router import Router
 from gateway.engines.socket import SocketEngine
 from gateway.engines.vocabulary import vocabulary_of
 from gateway.http.app import create_app
@@ -48,7 +49,7 @@ def load(resolved: ResolvedModel, config: Config) -> ServedModel:
 class Running:
     """What is there before the model is."""
 
-    engine: SocketEngine
+    engine: SocketEngine | Router
     metrics: Metrics
     keys: Keys | None
     listener: socket.socket

@@ -65,10 +65,10 @@ def roseinfer(**given: str | bool | None) -> None:
     _serve(values, notes=notes)
 
 
-def nanochat_web(num_gpus: int, **given: str | bool | None) -> None:
+def nanochat_web(**given: str | bool | None) -> None:
     """Serve a chat model as nanochat's web server did: POST /chat/completions, /health and /stats, with its flags,
     defaults and limits. All options of headrace serve are here too."""
-    _serve(_typed(given), chat_web.DEFAULTS, num_gpus)
+    _serve(_typed(given), chat_web.DEFAULTS)
 
 
 def _typed(given: Mapping[str, str | bool | None]) -> dict[str, str | bool]:
@@ -78,14 +78,12 @@ def _typed(given: Mapping[str, str | bool | None]) -> dict[str, str | bool]:
 def _serve(
     values: dict[str, str | bool],
     defaults: Mapping[str, Any] = MappingProxyType({}),
-    num_replicas: int = 1,
     notes: Sequence[str] = (),
 ) -> NoReturn:
     """notes: for the log, once there is one."""
     named = values.pop(CONFIG_FLAG.name, None)
     file = Path(str(named)) if named else None
     try:
-        chat_web.check_replicas(num_replicas)
         config = load_config(values, file, defaults)
     except ConfigError as error:
         form = log_format_of(values, file)
@@ -198,12 +196,8 @@ def _of_roseinfer() -> list[inspect.Parameter]:
 
 
 def _of_nanochat_web() -> list[inspect.Parameter]:
-    replicas: Any = Annotated[int, typer.Option("--num-gpus", "-n", metavar="N", help="Replicas of the model: 1.")]
     known = chat_web.theirs_first([CONFIG_FLAG, *options()])
-    return [
-        inspect.Parameter("num_gpus", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=replicas),
-        *(_parameter(each, chat_web.NAMES.get(each.name, ()), chat_web.shown_default(each)) for each in known),
-    ]
+    return [_parameter(each, chat_web.NAMES.get(each.name, ()), chat_web.shown_default(each)) for each in known]
 
 
 app.command("serve")(_with(serve, _of_config()))

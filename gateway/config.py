@@ -89,6 +89,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")] = 8000
+    replicas: Annotated[
+        int, Meta(ge=0, le=64, description="Engines, each with the whole model; 0: one for each GPU, or one.")
+    ] = 0
     gateways: Annotated[
         int, Meta(ge=1, le=64, description="Processes that serve HTTP on the port, for the engine's tokens; Linux.")
     ] = 1

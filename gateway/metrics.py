@@ -6,14 +6,11 @@ scraper that speaks OpenMetrics, a bucket names a request that fell into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     exposition,
@@ -22,11 +19,12 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway import buckets
+from gateway.engine_metrics import OTHER, EngineMetrics
 from gateway.gpus import GpuCollector
+from gateway.series import SeriesMaker
 from gateway.siblings.sums import Series, merged, series_of
-from gateway.tallies import Tally, TallyHistogram
 from gateway.vllm_names import VllmNames
-from scheduler.protocol import EngineStats, FirstToken, StepRecord
+from scheduler.protocol import FirstToken
 
 ENDPOINTS = frozenset(
     {
@@ -70,20 +68,8 @@ REJECTIONS = frozenset({"queue_full", "too_long", "never_fits", "draining", "eng
 RATE_LIMITS = frozenset({"requests", "tokens", "concurrency"})
 ABORTS = frozenset({"client_closed", "stop_string", "slow_reader", "draining", "stalled", "failed", "cancelled"})
 MIGRATIONS = frozenset({"moved", "poison", "failed", "left"})
-STEP_KINDS = frozenset({"prefill", "decode", "mixed"})
 FINISHES = frozenset({"stop", "length", "abort", "error"})
-ENGINE_SERIES = frozenset(
-    f"headrace_{name}"
-    for name in (
-        *("engine_up", "engine_restarts", "requests_running", "requests_waiting", "waiting_tokens"),
-        *("kv_blocks_used", "kv_blocks_cached", "kv_blocks", "steps", "failed_steps", "preemptions"),
-        *("recomputed_tokens", "prefix_queries", "prefix_hits", "step_seconds", "step_tokens", "batch_size"),
-    )
-)
-FIRST_ONLY = ENGINE_SERIES | {"headrace_gateways", "headrace_gateway_restarts"}  # that the first gateway tells
-WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
-OTHER = "other"
-NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+FIRST_ONLY = frozenset({"headrace_gateways", "headrace_gateway_restarts"})  # that the first gateway tells
 MAX_TENANTS = 64  # keys with series of their own; the others are one
 
 
@@ -104,20 +90,19 @@ class Figures:
 class Metrics:
     """One per gateway process, on a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_engines: int = 1) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing reads
         self.registry = CollectorRegistry()
+        self.engines = tuple(EngineMetrics() for _ in range(num_engines))
         self.num_streams = 0  # event streams being sent
         self.model = ""  # the label of all series; known when the model is
         self.elsewhere: dict[int, list[Series]] = {}  # of other gateways, whose sums with ours are told
         self._vllm_names: VllmNames | None = None
         self._tenants: set[str] = set()
-        self._last = NO_STATS
-        self._create_request_series()
-        self._create_gateway_series()
-        self._create_latency_series()
-        self._create_step_series()
-        self._create_engine_series()
+        make = SeriesMaker(self.registry)
+        self._create_request_series(make)
+        self._create_gateway_series(make)
+        self._create_latency_series(make)
         ProcessCollector(registry=self.registry)
         GpuCollector(self.registry)
 
@@ -135,169 +120,91 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         for family in self._families():
-            labels = {"model": self.model}
-            if family.name in ENGINE_SERIES:
-                labels["engine"] = "0"
-            family.samples = [sample._replace(labels={**labels, **sample.labels}) for sample in family.samples]
+            family.samples = [
+                sample._replace(labels={"model": self.model, **sample.labels}) for sample in family.samples
+            ]
             yield family
         if self._vllm_names is not None:
             yield from self._vllm_names.collect()
 
-    def _families(self) -> Iterable[Metric]:
+    def _families(self) -> Iterator[Metric]:
         own = self.registry.collect()
-        return merged(own, self.elsewhere) if self.elsewhere else own
+        yield from merged(own, self.elsewhere) if self.elsewhere else own
+        yield from self._of_engines()
+
+    def _of_engines(self) -> Iterator[Metric]:
+        """A family has the samples of all."""
+        for same in zip(*(engine.registry.collect() for engine in self.engines), strict=True):
+            family = same[0]
+            family.samples = [
+                sample._replace(labels={"engine": str(number), **sample.labels})
+                for number, each in enumerate(same)
+                for sample in each.samples
+            ]
+            yield family
 
     def series(self) -> list[Series]:
-        """For the first gateway, which tells of engines by itself."""
+        """For the first gateway, which tells of engines itself."""
         return series_of(self.registry.collect(), FIRST_ONLY)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = (), values: Iterable[str] = ()) -> Counter:
-        """values: of its only label, whose series are there from the start, or a first event would be no increase."""
-        counter = Counter(f"headrace_{name}", text, labels, registry=self.registry)
-        for value in values:
-            counter.labels(value)
-        return counter
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(f"headrace_{name}", text, labels, registry=self.registry)
-
-    def _tally(self, name: str, text: str) -> Tally:
-        return Tally(f"headrace_{name}", text, self.registry)
-
-    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] | tuple[int, ...]) -> TallyHistogram:
-        return TallyHistogram(f"headrace_{name}", text, bounds, self.registry)
-
-    def _create_request_series(self) -> None:
-        self._requests = self._counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
-        self._rejections = self._counter("rejections", "Requests refused before any work.", ("reason",), REJECTIONS)
-        self._rate_limited = self._counter(
+    def _create_request_series(self, make: SeriesMaker) -> None:
+        self._requests = make.counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
+        self._rejections = make.counter("rejections", "Requests refused before any work.", ("reason",), REJECTIONS)
+        self._rate_limited = make.counter(
             "rate_limited", "Requests refused for their client's own limits.", ("kind",), RATE_LIMITS
         )
-        self._choices = self._counter("choices", "Choices ended, by why.", ("finish_reason",), FINISHES)
-        self._tenant_requests = self._counter("tenant_requests", "Requests ended, by the name of their key.", ("key",))
-        self._tenant_prompt_tokens = self._counter("tenant_prompt_tokens", "Prompt tokens of such requests.", ("key",))
-        self._tenant_tokens = self._counter("tenant_generation_tokens", "Tokens generated for them.", ("key",))
-        self._aborts = self._counter("aborts", "Sequences that the gateway ended early.", ("cause",), ABORTS)
-        self._migrations = self._counter(
+        self._choices = make.counter("choices", "Choices ended, by why.", ("finish_reason",), FINISHES)
+        self._tenant_requests = make.counter("tenant_requests", "Requests ended, by the name of their key.", ("key",))
+        self._tenant_prompt_tokens = make.counter("tenant_prompt_tokens", "Prompt tokens of such requests.", ("key",))
+        self._tenant_tokens = make.counter("tenant_generation_tokens", "Tokens generated for them.", ("key",))
+        self._aborts = make.counter("aborts", "Sequences that the gateway ended early.", ("cause",), ABORTS)
+        self._migrations = make.counter(
             "migrations", "Requests whose engine died, by what became of them.", ("outcome",), MIGRATIONS
         )
-        self._streams_open = self._gauge("streams_open", "Event streams being sent.")
-        self._prompt_tokens = self._tally("prompt_tokens", "Prompt tokens of requests that got a first token.")
-        self._cached_tokens = self._tally("prompt_tokens_cached", "Of those, found in the prefix cache.")
-        self._generation_tokens = self._tally("generation_tokens", "Tokens generated and used in an answer.")
+        self._streams_open = make.gauge("streams_open", "Event streams being sent.")
+        self._prompt_tokens = make.tally("prompt_tokens", "Prompt tokens of requests that got a first token.")
+        self._cached_tokens = make.tally("prompt_tokens_cached", "Of those, found in the prefix cache.")
+        self._generation_tokens = make.tally("generation_tokens", "Tokens generated and used in an answer.")
 
-    def _create_gateway_series(self) -> None:
-        self._gateways = self._gauge("gateways", "Gateway processes that serve.")
+    def _create_gateway_series(self, make: SeriesMaker) -> None:
+        self._gateways = make.gauge("gateways", "Gateway processes that serve.")
         self._gateways.set(1)
-        self._gateway_restarts = self._counter("gateway_restarts", "Times that one was started again.")
+        self._gateway_restarts = make.counter("gateway_restarts", "Times that one was started again.")
 
-    def _create_latency_series(self) -> None:
-        self._ttft = self._histogram(
+    def _create_latency_series(self, make: SeriesMaker) -> None:
+        self._ttft = make.histogram(
             "ttft_seconds", "From the request's arrival to its first token.", buckets.FIRST_TOKEN_S
         )
-        self._inter_token = self._histogram(
+        self._inter_token = make.histogram(
             "inter_token_seconds", "Between two tokens of one choice.", buckets.PER_TOKEN_S
         )
-        self._tpot = self._histogram(
+        self._tpot = make.histogram(
             "tpot_seconds", "Mean time per token after the first, one value a choice.", buckets.PER_TOKEN_S
         )
-        self._e2e = self._histogram("e2e_seconds", "From arrival to the last byte.", buckets.REQUEST_S)
-        self._queue = self._histogram("queue_seconds", "Waiting in the engine's queue.", buckets.REQUEST_S)
-        self._prefill = self._histogram("prefill_seconds", "From admission to the first token.", buckets.REQUEST_S)
-        self._predicted = self._histogram(
+        self._e2e = make.histogram("e2e_seconds", "From arrival to the last byte.", buckets.REQUEST_S)
+        self._queue = make.histogram("queue_seconds", "Waiting in the engine's queue.", buckets.REQUEST_S)
+        self._prefill = make.histogram("prefill_seconds", "From admission to the first token.", buckets.REQUEST_S)
+        self._predicted = make.histogram(
             "ttft_met_to_predicted_ratio",
             "The engine's time to the first token, by what it predicted at submission.",
             buckets.RATIO,
         )
-        self._decode = self._histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
-        self._migration = self._histogram(
+        self._decode = make.histogram("decode_seconds", "From a choice's first token to its last.", buckets.REQUEST_S)
+        self._migration = make.histogram(
             "migration_seconds", "From an engine's death to the next token of a request that it had.", buckets.REQUEST_S
         )
-        self._loop_lag = self._histogram(
+        self._loop_lag = make.histogram(
             "event_loop_lag_seconds", "How late the gateway's event loop looks at a timer.", buckets.LOOP_LAG_S
         )
-        self._prompt_length = self._histogram(
+        self._prompt_length = make.histogram(
             "request_prompt_tokens", "Prompt tokens of a prompt.", buckets.TOKENS_OF_REQUEST
         )
-        self._answer_length = self._histogram(
+        self._answer_length = make.histogram(
             "request_generation_tokens", "Tokens of a choice.", buckets.TOKENS_OF_REQUEST
         )
-        self._longest = self._histogram(
+        self._longest = make.histogram(
             "request_longest_generation_tokens", "Tokens of a request's longest choice.", buckets.TOKENS_OF_REQUEST
         )
-
-    def _create_step_series(self) -> None:
-        self._step_seconds = Histogram(
-            "headrace_step_seconds",
-            "Duration of an engine step.",
-            ("kind",),
-            buckets=buckets.STEP_S,
-            registry=self.registry,
-        )
-        self._step_tokens = self._histogram("step_tokens", "Tokens computed in a step.", buckets.TOKENS_OF_STEP)
-        self._batch_size = self._histogram("batch_size", "Sequences in a step.", buckets.SEQUENCES_OF_STEP)
-
-    def _create_engine_series(self) -> None:
-        self._engine_up = self._gauge("engine_up", "1 while the engine takes work.")
-        self._engine_restarts = self._counter("engine_restarts", "Times that the engine was started again.")
-        self._running = self._gauge("requests_running", "Sequences that hold a slot of the engine.")
-        self._waiting = self._gauge(
-            "requests_waiting",
-            "Sequences that wait, by what for: their turn in a step, a row of the batch, KV blocks, the first of "
-            "their request's choices, their grammar.",
-            ("reason",),
-        )
-        self._set_waiting(NO_STATS)
-        self._waiting_tokens = self._gauge("waiting_tokens", "Prompt tokens in the engine's queue.")
-        self._blocks_used = self._gauge("kv_blocks_used", "KV blocks held by sequences.")
-        self._blocks_cached = self._gauge("kv_blocks_cached", "Free KV blocks that a prefix still finds.")
-        self._blocks_total = self._gauge("kv_blocks", "KV blocks of the engine.")
-        self._since_start = {
-            "steps": self._counter("steps", "Engine steps."),
-            "failed_steps": self._counter("failed_steps", "Engine steps that failed."),
-            "preemptions": self._counter("preemptions", "Sequences that lost their blocks to others."),
-            "recomputed_tokens": self._counter("recomputed_tokens", "Tokens computed again after a preemption."),
-            "prefix_queries": self._counter("prefix_queries", "Prompt tokens looked up in the prefix cache."),
-            "prefix_hits": self._counter("prefix_hits", "Prompt tokens found in the prefix cache."),
-        }
-
-    # the engine
-
-    def on_step(self, record: StepRecord) -> None:
-        self._step_seconds.labels(bounded(record.kind, STEP_KINDS)).observe(record.seconds)
-        self._step_tokens.observe(record.num_tokens)
-        self._batch_size.observe(record.num_seqs)
-
-    def on_stats(self, stats: EngineStats) -> None:
-        self._running.set(stats.running)
-        self._set_waiting(stats)
-        self._waiting_tokens.set(stats.waiting_tokens)
-        self._blocks_used.set(stats.blocks_used)
-        self._blocks_cached.set(stats.blocks_cached)
-        self._blocks_total.set(stats.blocks_total)
-        # A counter that went back belongs to a new engine, whether or not its restart was announced.
-        before = self._last if stats.steps >= self._last.steps else NO_STATS
-        self._last = stats
-        for name, counter in self._since_start.items():
-            counter.inc(max(0, getattr(stats, name) - getattr(before, name)))
-
-    def _set_waiting(self, stats: EngineStats) -> None:
-        found = dict.fromkeys(WAIT_REASONS, 0)
-        found[stats.waits_for] = stats.waiting - stats.parked
-        found["choice"], found["grammar"] = stats.parked, stats.compiling
-        for reason in WAIT_REASONS:
-            self._waiting.labels(reason).set(found[reason])
-
-    def engine_up(self, up: bool) -> None:
-        self._engine_up.set(1 if up else 0)
-        if not up:
-            self._set_waiting(NO_STATS)
-            for gauge in (self._running, self._waiting_tokens, self._blocks_used, self._blocks_cached):
-                gauge.set(0)
-
-    def engine_restarted(self) -> None:
-        self._engine_restarts.inc()
-        self._last = NO_STATS
 
     # requests
 

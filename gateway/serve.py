@@ -10,17 +10,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
 
 from gateway.config import Config, ConfigError
-from gateway.engines.socket import SocketEngine
-from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup, Supervisor
+from gateway.engines.placement import NoSuchPlace, places, visible_gpus
+from gateway.engines.replicas import Replicas
+from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup
 from gateway.http.ending import Signals, end_stragglers, end_with_stdin, within
 from gateway.http.keys import Keys
 from gateway.http.port import bind, bind_shared, listen_beside
@@ -74,6 +76,7 @@ def serve(config: Config, around: Surroundings) -> int:
         keys = keys_of(config, around.clock)
         check_spans(config)
         check_gateways(config)
+        placed(config, around.environ)
         bound = bind if config.gateways == 1 else bind_shared
         listener = bound(config.host, config.port)  # before the model: a busy port is told at once
         with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
@@ -96,28 +99,27 @@ class _Plan:
 async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     signals = Signals()
     signals.install()
-    metrics = Metrics()
-    engine = SocketEngine(metrics)
-    setup = EngineSetup(engine_config(plan.config, plan.resolved), plan.around.environ, plan.around.engine_command)
-    supervisor = Supervisor(setup, engine, metrics, on_death=lambda from_outside: siblings.engine_died(from_outside))
-    siblings = siblings_of(plan, supervisor.folder, metrics)
+    setups = engine_setups(plan.config, plan.resolved, plan.around.environ, plan.around.engine_command)
+    metrics = Metrics(len(setups))
+    replicas = Replicas(setups, metrics.engines, plan.config.prefix_caching, lambda *told: siblings.engine_died(*told))
+    siblings = siblings_of(plan, replicas.folder, metrics, len(setups))
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
     try:
-        ready, model, loading_s = await _start(plan, supervisor, siblings, signals, display)
+        ready, model, loading_s = await _start(plan, replicas, siblings, signals, display)
         display.close()
         from gateway.assembly import Running, keep_what_is_there, known, server_of  # imported by now: see _load
 
-        model = known(model, plan.resolved, ready)
+        model = known(model, plan.resolved, ready[0])
         metrics.model = model.name
         if plan.config.vllm_metric_names:
             metrics.also_as_vllm()
         spans = spans_of(plan.config, model.name)
-        told = (signals, supervisor.watch, supervisor.folder)
+        told = (signals, replicas.watch, replicas.folder)
         running = Running(
-            *(engine, metrics, plan.keys, plan.listener, *told, spans, siblings.accounts),
+            *(replicas.client, metrics, plan.keys, plan.listener, *told, spans, siblings.accounts),
             others=siblings if plan.config.gateways > 1 else None,
-            beside=listen_beside(supervisor.folder / HTTP) if plan.config.gateways > 1 else None,
+            beside=listen_beside(replicas.folder / HTTP) if plan.config.gateways > 1 else None,
         )
         server = server_of(running, model, plan.config)
         keep_what_is_there()
@@ -125,8 +127,8 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     finally:
         await siblings.close(0.0 if signals.hurry.is_set() else plan.config.drain_timeout + CLOSE_SIBLINGS_S)
         hurrying.cancel()
-        await within(CLOSE_ENGINE_S, asyncio.create_task(supervisor.close()), signals.hurry)
-        supervisor.kill()
+        await within(CLOSE_ENGINE_S, asyncio.create_task(replicas.close()), signals.hurry)
+        replicas.kill()
         if spans is not None:
             await within(CLOSE_SPANS_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
         await end_stragglers()
@@ -140,15 +142,15 @@ async def _pass_on(signals: Signals, siblings: Siblings) -> None:
 
 
 async def _start(
-    plan: _Plan, supervisor: Supervisor, siblings: Siblings, signals: Signals, display: Display | PhaseLog
-) -> tuple[Ready, ServedModel, float]:
-    """The engine loads its weights while this process imports the rest of itself and builds the tokenizer; the first
+    plan: _Plan, replicas: Replicas, siblings: Siblings, signals: Signals, display: Display | PhaseLog
+) -> tuple[list[Ready], ServedModel, float]:
+    """The engines load their weights while this process imports the rest of itself and builds the tokenizer; the first
     failure of either counts."""
 
     def on_progress(progress: Progress) -> None:
         display.report(progress.phase, progress.done, progress.total)
 
-    starting = asyncio.create_task(supervisor.start(on_progress))
+    starting = asyncio.create_task(replicas.start(on_progress))
     loading = asyncio.create_task(asyncio.to_thread(_load, plan))
     joining = asyncio.create_task(siblings.start())
     stop = asyncio.create_task(signals.stop.wait())
@@ -181,19 +183,20 @@ def _load(plan: _Plan) -> tuple[ServedModel, float]:
     return load(plan.resolved, plan.config), plan.around.clock() - began
 
 
-def _opened(plan: _Plan, siblings: Siblings, ready: Ready, model: ServedModel, loading_s: float) -> None:
+def _opened(plan: _Plan, siblings: Siblings, ready: list[Ready], model: ServedModel, loading_s: float) -> None:
     siblings.open()
     _show(plan, ready, model, loading_s)
 
 
-def _show(plan: _Plan, ready: Ready, model: ServedModel, loading_s: float) -> None:
+def _show(plan: _Plan, ready: list[Ready], model: ServedModel, loading_s: float) -> None:
     host, port = plan.listener.getsockname()[:2]
     started = Started(
         version=metadata.version("headrace"),
         model=model.name,
         has_chat=model.chat_template is not None,
         needs_key=plan.keys is not None,
-        ready=ready,
+        ready=ready[0],
+        replicas=len(ready),
         host=host,
         port=port,
         phases_s=[("tokenizer", loading_s)],
@@ -209,6 +212,23 @@ def model_request(config: Config) -> ModelRequest:
     nanochat = NanochatChoice(config.source, config.model_tag, config.step)
     is_dummy = config.load_format == "dummy"
     return ModelRequest(config.model, config.served_model_name, is_dummy, config.tokenizer, nanochat)
+
+
+def engine_setups(
+    config: Config, resolved: ResolvedModel, environ: Mapping[str, str], command: Sequence[str] = ENGINE_COMMAND
+) -> list[EngineSetup]:
+    """Of each engine. Raises ConfigError."""
+    found = placed(config, environ)
+    asked = msgspec.structs.replace(engine_config(config, resolved), sharers=len(found))
+    return [EngineSetup(asked, {**environ, **place}, command) for place in found]
+
+
+def placed(config: Config, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Of each engine, what its environment has beside ours. Raises ConfigError."""
+    try:
+        return places(config.replicas, 1, config.device, visible_gpus(environ))
+    except NoSuchPlace as error:
+        raise ConfigError(str(error)) from error
 
 
 def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
@@ -234,13 +254,13 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
     )
 
 
-def siblings_of(plan: _Plan, folder: Path, metrics: Metrics) -> Siblings:
+def siblings_of(plan: _Plan, folder: Path, metrics: Metrics, num_engines: int) -> Siblings:
     """None but this process, as a rule."""
     resolved = plan.resolved
     port = plan.listener.getsockname()[1]
 
     def setup(number: int) -> Setup:
-        return Setup(number, plan.config, plan.config.host, port, str(folder), Model.of(resolved))
+        return Setup(number, plan.config, plan.config.host, port, str(folder), Model.of(resolved), num_engines)
 
     return Siblings(setup, plan.config.gateways, folder, metrics, plan.around.environ)
 

@@ -83,7 +83,8 @@ class Started:
     version: str
     model: str
     has_chat: bool
-    ready: Ready
+    ready: Ready  # the first engine's
+    replicas: int
     host: str
     port: int
     phases_s: Sequence[tuple[str, float]]  # the gateway's own
@@ -113,6 +114,7 @@ def summary_rows(started: Started) -> list[tuple[str, str]]:
     return [
         ("model", f"{started.model}: {ready.architecture}, {ready.num_parameters / 1e6:,.1f} M parameters"),
         ("device", f"{ready.device}, {ready.dtype}, attention by {ready.attention}"),
+        *([("replicas", f"{started.replicas}, each with what follows")] if started.replicas > 1 else []),
         ("memory", memory_split(ready)),
         (
             "KV cache",

@@ -36,6 +36,7 @@ class ReadyLine(Event, frozen=True):
     model: str
     architecture: str
     num_parameters: int
+    replicas: int
     device: str
     dtype: str
     attention: str
@@ -78,6 +79,7 @@ def ready_line(started: Started) -> str:
         model=started.model,
         architecture=ready.architecture,
         num_parameters=ready.num_parameters,
+        replicas=started.replicas,
         device=ready.device,
         dtype=ready.dtype,
         attention=ready.attention,

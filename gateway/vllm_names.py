@@ -6,7 +6,7 @@ published dashboards ask for and that mean the same here, with its own labels mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.samples import Sample
@@ -47,8 +47,9 @@ class VllmNames:
         for ours, theirs in RENAMED.items():
             yield self._renamed(found[ours], theirs)
         yield from self._waiting(found["headrace_requests_waiting"])
-        used, total = (found[f"headrace_{name}"].samples[0].value for name in ("kv_blocks_used", "kv_blocks"))
-        yield self._gauge("kv_cache_usage_perc", "KV cache in use; 1 is all of it.", used / total if total else 0.0)
+        used, total = (_by_engine(found[f"headrace_{name}"]) for name in ("kv_blocks_used", "kv_blocks"))
+        shares = {engine: used[engine] / blocks if blocks else 0.0 for engine, blocks in total.items()}
+        yield self._gauge("kv_cache_usage_perc", "KV cache in use; 1 is all of it.", shares)
 
     def _renamed(self, family: Metric, name: str) -> Metric:
         copy = Metric(name, family.documentation, family.type)
@@ -61,18 +62,30 @@ class VllmNames:
         return copy
 
     def _waiting(self, family: Metric) -> Iterator[Metric]:
-        by_reason = {sample.labels["reason"]: sample.value for sample in family.samples}
-        yield self._gauge("num_requests_waiting", "Sequences that wait.", sum(by_reason.values()))
-        capacity = sum(value for reason, value in by_reason.items() if reason in CAPACITY)
-        reasons = {"capacity": capacity, "deferred": sum(by_reason.values()) - capacity}
+        total, capacity = _by_engine(family), _by_engine(family, CAPACITY)
+        yield self._gauge("num_requests_waiting", "Sequences that wait.", total)
         split = GaugeMetricFamily(
             "vllm:num_requests_waiting_by_reason", "Sequences that wait.", labels=(*self._labels, "reason")
         )
-        for reason, value in reasons.items():
-            split.add_metric([*self._labels.values(), reason], value)
+        for engine, num_waiting in total.items():
+            reasons = {"capacity": capacity[engine], "deferred": num_waiting - capacity[engine]}
+            for reason, value in reasons.items():
+                split.add_metric([self._labels["model_name"], engine, reason], value)
         yield split
 
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
+    def _gauge(self, name: str, text: str, values: Mapping[str, float]) -> Metric:
+        """values: by engine."""
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=tuple(self._labels))
-        family.add_metric(list(self._labels.values()), value)
+        for engine, value in values.items():
+            family.add_metric([self._labels["model_name"], engine], value)
         return family
+
+
+def _by_engine(family: Metric, reasons: Set[str] | None = None) -> dict[str, float]:
+    """Sums; of these reasons only, where some are named."""
+    sums: dict[str, float] = {}
+    for sample in family.samples:
+        counts = reasons is None or sample.labels["reason"] in reasons
+        engine = sample.labels["engine"]
+        sums[engine] = sums.get(engine, 0.0) + (sample.value if counts else 0.0)
+    return sums

@@ -66,6 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefix_caching: bool = True
     seed: int = 0  # of dummy weights
     profiling: bool = False  # a Profile may be asked for
+    sharers: int = 1  # engines that share the cores and the memory of this machine, where they run on its CPU
 
 
 class LogLine(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from gateway.answers.choice import Choice, ChoiceSpec
@@ -20,7 +20,7 @@ from gateway.requests.convert import Job, usage
 from gateway.services import Services
 from gateway.timeline.engine_time import Visit, cut
 from gateway.timeline.laps import FIRST_TOKEN, Cause
-from scheduler.protocol import Output, Submit
+from scheduler.protocol import EngineStats, Output, Submit
 from scheduler.types import Rejected
 
 _log = logging.getLogger("headrace.generation")
@@ -244,7 +244,7 @@ class Generation:
     def _count(self, run: Run, output: Output, num_used: int) -> None:
         services, exchange = self._services, self._exchange
         if output.first is not None:
-            run.visit.heard(output.first, services.clock(), self._others_prefill_s())
+            run.visit.heard(output.first, services.clock(), self._others_prefill_s(run))
         if output.away_s is not None:
             run.visit.away_s += output.away_s
         if output.first is not None and run.leads:
@@ -268,7 +268,7 @@ class Generation:
 
     def _finish(self, run: Run, seq_id: int) -> None:
         del self._runs[seq_id]
-        run.visit.others_after_s = self._others_prefill_s()
+        run.visit.others_after_s = self._others_prefill_s(run)
         self._last_run = run
         self._abort({seq_id} & self._live, "stop_string")
         self._freed.set()
@@ -285,10 +285,10 @@ class Generation:
 
     # its engine died
 
-    def fail(self, death: Death) -> None:
+    def fail(self, death: Death, seq_ids: Set[int]) -> None:
         """There is nothing left in it to abort. What was not submitted yet is so later."""
-        lost = self._live & self._runs.keys()
-        self._live.clear()
+        lost = self._live & seq_ids & self._runs.keys()
+        self._live -= seq_ids
         if not self._services.settings.migration:
             self.stop("failed", faults.engine_unavailable(self._services, death.message))
         elif lost and not self._failed:
@@ -303,7 +303,7 @@ class Generation:
         self._submitted_at += away_s
         ended = () if self._last_run.choice.finish is None else (self._last_run,)
         for run in (*self._runs.values(), *ended):
-            run.visit.postpone(away_s, self._others_prefill_s())
+            run.visit.postpone(away_s, self._others_prefill_s(run))
         self._exchange.laps.enter("engine")
         self.mailbox.remark = REMARK
 
@@ -341,12 +341,15 @@ class Generation:
         """Of the choice that ended last; of one that has not ended, while there are some."""
         run = next(iter(self._runs.values()), self._last_run)
         if self._runs:
-            run.visit.others_after_s = self._others_prefill_s()
-        stats = self._services.engine.stats
+            run.visit.others_after_s = self._others_prefill_s(run)
+        stats = self._stats_of(run)
         return cut(run.visit, self._submitted_at, seconds, "step" if stats is None else stats.waits_for)
 
-    def _others_prefill_s(self) -> float:
-        stats = self._services.engine.stats
+    def _stats_of(self, run: Run) -> EngineStats | None:
+        return self._services.engine.stats_of(self._seq_ids[run.index])
+
+    def _others_prefill_s(self, run: Run) -> float:
+        stats = self._stats_of(run)
         return 0.0 if stats is None else stats.others_prefill_s
 
     def _stop_feeding(self) -> None:

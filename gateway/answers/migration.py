@@ -132,9 +132,10 @@ class Migration:
         """lost: the sequences that it had. Again, where others of them are on their way already."""
         if not self.unheard:
             self._deaths.clear()
-        self._deaths.append(death)
+        if death.num_requests or not self._deaths:  # or else: of what was not in it, but on its way
+            self._deaths.append(death)
         self._lost |= lost
-        self.unheard.clear()
+        self.unheard -= lost  # the others are in an engine that lives
         self._num_moves += 1
         self._settled.clear()
         if self._lost_at is None:

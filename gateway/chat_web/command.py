@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.config import ConfigError, Option
+from gateway.config import Option
 
 # Over Config's defaults, and under whatever is given.
 DEFAULTS: Mapping[str, Any] = {
     "model": "nanochat:",
+    "replicas": 1,
     "host": "0.0.0.0",  # as there: every interface
     "cors_origin": "*",
     "limits": "nanochat",  # on the other paths too
@@ -17,6 +18,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 # By option: what nanochat calls it.
 NAMES: Mapping[str, Sequence[str]] = {
+    "replicas": ("--num-gpus", "-n"),
     "source": ("-i",),
     "model_tag": ("-g",),
     "step": ("-s",),
@@ -34,12 +36,6 @@ def theirs_first(known: Sequence[Option]) -> list[Option]:
     theirs = ("model", *NAMES, "host")
     first = sorted((option for option in known if option.name in theirs), key=lambda option: theirs.index(option.name))
     return [*first, *(option for option in known if option.name not in theirs)]
-
-
-def check_replicas(num_gpus: int) -> None:
-    """Raises ConfigError."""
-    if num_gpus != 1:
-        raise ConfigError(f"--num-gpus: this server runs one replica of a model, not {num_gpus}")
 
 
 def shown_default(option: Option) -> str:

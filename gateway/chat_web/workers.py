@@ -4,35 +4,36 @@ model, which computes many: it is busy when one more would have to wait."""
 from __future__ import annotations
 
 from gateway.chat_web.types import Health, Stats, Worker
-from gateway.metrics import NO_STATS
+from gateway.engine_metrics import NO_STATS
+from gateway.engines.client import Replica
 from gateway.services import Services
-
-NUM_REPLICAS = 1
 
 
 def health_of(services: Services) -> Health:
     is_ready = services.engine.ready is not None and not services.drain.draining
-    return Health("ok", is_ready, NUM_REPLICAS, num_available(services))
+    return Health("ok", is_ready, len(services.engine.replicas), num_available(services))
 
 
 def stats_of(services: Services) -> Stats:
-    available = num_available(services)
-    return Stats(NUM_REPLICAS, available, NUM_REPLICAS - available, [_worker(services)])
+    replicas, available = services.engine.replicas, num_available(services)
+    workers = [_worker(number, replica) for number, replica in enumerate(replicas)]
+    return Stats(len(replicas), available, len(replicas) - available, workers)
 
 
 def num_available(services: Services) -> int:
-    ready, stats = services.engine.ready, services.engine.stats or NO_STATS
-    if ready is None or services.drain.draining:
-        return 0
-    has_room = services.live.num_sequences < ready.max_seqs and not stats.waiting
-    return NUM_REPLICAS if has_room else 0
+    return 0 if services.drain.draining else sum(map(_has_room, services.engine.replicas))
 
 
-def _worker(services: Services) -> Worker:
-    ready, stats = services.engine.ready, services.engine.stats or NO_STATS
+def _has_room(replica: Replica) -> bool:
+    ready, stats = replica.ready, replica.stats or NO_STATS
+    return ready is not None and replica.num_open < ready.max_seqs and not stats.waiting
+
+
+def _worker(number: int, replica: Replica) -> Worker:
+    ready, stats = replica.ready, replica.stats or NO_STATS
     if ready is None:
-        return Worker(0, "")
-    return Worker(0, device_name(ready.device), stats.running, stats.waiting, ready.max_seqs)
+        return Worker(number, "")
+    return Worker(number, device_name(ready.device), stats.running, stats.waiting, ready.max_seqs)
 
 
 def device_name(description: str) -> str:

@@ -14,8 +14,9 @@ from scheduler.protocol import Snapshot
 
 
 class Named(msgspec.Struct, frozen=True, array_like=True):
-    """The request of a row of the batch."""
+    """The request of a row of an engine's batch."""
 
+    engine: int
     slot: int
     id: str
     choice: int
@@ -32,21 +33,22 @@ class Elsewhere(msgspec.Struct, frozen=True, array_like=True):
     ended: list[EndedView]
 
 
-def elsewhere_of(live: Live, metrics: Metrics, seen: Snapshot | None, now: float) -> Elsewhere:
-    """For the first gateway. seen: the engine's last snapshot, in which only our sequences have ids."""
+def elsewhere_of(live: Live, metrics: Metrics, seen: Sequence[Snapshot | None], now: float) -> Elsewhere:
+    """For the first gateway. seen: each engine's last snapshot, in which only our sequences have ids."""
     choices = live.choices()
     rows = [
-        Named(row.slot, choice.exchange.request_id, choice.index, choice.exchange.endpoint)
-        for row in (seen.rows if seen else [])
+        Named(engine, row.slot, choice.exchange.request_id, choice.index, choice.exchange.endpoint)
+        for engine, snapshot in enumerate(seen)
+        for row in (snapshot.rows if snapshot else [])
         if row.seq_id is not None and (choice := choices.get(row.seq_id)) is not None
     ]
     ended = [ended_view(each, now) for each in live.ended()]
     return Elsewhere(live.num_requests, metrics.num_streams, metrics.figures(), rows, ended)
 
 
-def named(rows: Sequence[RowView], others: Sequence[Elsewhere]) -> list[RowView]:
-    """Two snapshots of the engine need not be of one moment: what has no name in ours has theirs, by its slot."""
-    by_slot: Mapping[int, Named] = {each.slot: each for other in others for each in other.rows}
+def named(rows: Sequence[RowView], others: Sequence[Elsewhere], engine: int) -> list[RowView]:
+    """Two snapshots of an engine need not be of one moment: what has no name in ours has theirs, by its slot."""
+    by_slot: Mapping[int, Named] = {each.slot: each for other in others for each in other.rows if each.engine == engine}
     return [_named(row, by_slot.get(row.slot)) if row.id is None else row for row in rows]
 
 

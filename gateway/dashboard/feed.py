@@ -12,8 +12,9 @@ import msgspec
 
 from gateway.dashboard.elsewhere import Elsewhere, added, named, newest
 from gateway.dashboard.lately import Window
-from gateway.dashboard.types import Event
-from gateway.dashboard.view import ended_view, engine_view
+from gateway.dashboard.types import EngineView, Event
+from gateway.dashboard.view import Choices, ended_view, engine_view
+from gateway.engines.client import Replica
 from gateway.services import Services
 from scheduler.protocol import Snapshot
 
@@ -36,7 +37,7 @@ class Feed:
         self._sleep = sleep
         self.num_viewers = 0
         self._poller: asyncio.Task[None] | None = None
-        self._watch = _Watch()
+        self._watch = _Watch(())
 
     @property
     def is_full(self) -> bool:
@@ -48,7 +49,7 @@ class Feed:
         server drains."""
         self.num_viewers += 1
         if self._poller is None or self._poller.done():
-            self._watch = _Watch()
+            self._watch = _Watch(self._services.engine.replicas)
             self._poller = asyncio.create_task(self._run(self._watch), name="dashboard")
         try:
             yield self._watch.events()
@@ -68,15 +69,9 @@ class Feed:
 
     async def _poll(self, watch: _Watch) -> None:
         services, window = self._services, Window()
-        renewed = float("-inf")
         while not services.drain.draining:
-            now = services.clock()
-            if services.engine.ready is None:
-                watch.snapshot = None
-                renewed = float("-inf")
-            elif now - renewed >= RENEW_S:
-                services.engine.watch(WATCH_S, partial(watch.take, services.clock))
-                renewed = now
+            for looked in watch.replicas:
+                looked.renew(services.clock)
             await watch.arrived_within(PATIENCE_S if services.engine.ready is not None else 0.0)
             others = [] if services.others is None else await services.others.live()
             watch.publish(self._event(watch, window, others))
@@ -84,9 +79,8 @@ class Feed:
 
     def _event(self, watch: _Watch, window: Window, others: Sequence[Elsewhere]) -> bytes:
         services = self._services
-        now, engine = services.clock(), services.engine
-        seen = None if watch.snapshot is None else (watch.snapshot, now - watch.snapshot_at)
-        view = engine_view(engine.ready, engine.stats, seen, services.live.choices())
+        now, choices = services.clock(), services.live.choices()
+        views = [looked.view(str(number), now, choices) for number, looked in enumerate(watch.replicas)]
         event = Event(
             round(services.wall_clock(), 3),
             services.version,
@@ -94,27 +88,57 @@ class Feed:
             services.live.num_requests + sum(other.requests for other in others),
             services.turnstile.num_streams + sum(other.streams for other in others),
             window.add(now, added(services.metrics.figures(), others)),
-            [msgspec.structs.replace(view, rows=named(view.rows, others))],
+            [msgspec.structs.replace(view, rows=named(view.rows, others, number)) for number, view in enumerate(views)],
             newest([ended_view(ended, now) for ended in services.live.ended()], others),
         )
         return b"data: " + _encode(event) + b"\n\n"
 
 
+class _Looked:
+    """One engine, and what it showed last."""
+
+    def __init__(self, replica: Replica, note: Callable[[], None]) -> None:
+        self.is_due = True
+        self._replica = replica
+        self._note = note
+        self._seen: tuple[Snapshot, float] | None = None  # and when
+        self._renewed = float("-inf")
+
+    def renew(self, clock: Callable[[], float]) -> None:
+        now = clock()
+        if self._replica.ready is None:
+            self._seen, self.is_due = None, False
+            self._renewed = float("-inf")
+        elif now - self._renewed >= RENEW_S:
+            self._replica.watch(WATCH_S, partial(self._take, clock))
+            self._renewed = now
+
+    def _take(self, clock: Callable[[], float], snapshot: Snapshot) -> None:
+        self._seen, self.is_due = (snapshot, clock()), False
+        self._note()
+
+    def expect(self) -> None:
+        self.is_due = True
+
+    def view(self, name: str, now: float, choices: Choices) -> EngineView:
+        seen = None if self._seen is None else (self._seen[0], now - self._seen[1])
+        return engine_view(name, self._replica.ready, self._replica.stats, seen, choices)
+
+
 class _Watch:
     """From the first who looks to the last who leaves."""
 
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-        self.snapshot_at = 0.0
-        self._arrived = asyncio.Event()
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._arrived = asyncio.Event()  # a snapshot of each engine that is up
+        self.replicas = [_Looked(replica, self._note) for replica in replicas]
         self._data = b""
         self._number = 0
         self._over = False
         self._changed = asyncio.Event()  # another one for each number
 
-    def take(self, clock: Callable[[], float], snapshot: Snapshot) -> None:
-        self.snapshot, self.snapshot_at = snapshot, clock()
-        self._arrived.set()
+    def _note(self) -> None:
+        if not any(looked.is_due for looked in self.replicas):
+            self._arrived.set()
 
     async def arrived_within(self, seconds: float) -> None:
         try:
@@ -123,6 +147,8 @@ class _Watch:
         except TimeoutError:
             pass
         self._arrived.clear()
+        for looked in self.replicas:
+            looked.expect()
 
     def publish(self, data: bytes) -> None:
         self._data = data

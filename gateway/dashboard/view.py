@@ -6,23 +6,22 @@ from collections.abc import Mapping
 
 from gateway.answers.live import Choice, Ended
 from gateway.dashboard.types import BlocksView, EndedView, EngineView, QueueView, RowView
-from gateway.metrics import NO_STATS
+from gateway.engine_metrics import NO_STATS
 from scheduler.protocol import EngineStats, Queued, Ready, Row, Snapshot
 
-DOWN = EngineView("0", up=False, device="", max_rows=0)
 Choices = Mapping[int, Choice]
 
 
 def engine_view(
-    ready: Ready | None, stats: EngineStats | None, seen: tuple[Snapshot, float] | None, choices: Choices
+    name: str, ready: Ready | None, stats: EngineStats | None, seen: tuple[Snapshot, float] | None, choices: Choices
 ) -> EngineView:
     """seen: a snapshot and its age in seconds."""
     if ready is None:
-        return DOWN
+        return EngineView(name, up=False, device="", max_rows=0)
     snapshot, age_s = seen or (None, None)
     counts = (snapshot.stats if snapshot else stats) or NO_STATS
     return EngineView(
-        "0",
+        name,
         up=True,
         device=ready.device,
         max_rows=ready.max_seqs,

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
 
-from gateway.engines.client import Death, EngineClient, EngineUnavailable, Sink
+from gateway.engines.client import Death, EngineClient, EngineUnavailable, Replica, Sink
 from gateway.tokenizer.base import Tokenizer
 from gateway.tools.arithmetic import calculate
 from scheduler.plan import TokenLogprob
-from scheduler.protocol import EngineStats, Output, Ready, Snapshot, Submit
+from scheduler.protocol import EngineStats, Output, Ready, Submit
 from scheduler.types import FinishReason, Rejected
 
 FULL_WAIT_S = 30.0  # as long as an answer that has begun waits for a place in a full queue
@@ -81,8 +81,11 @@ class CalculatingEngine:
         return self._engine.ready
 
     @property
-    def stats(self) -> EngineStats | None:
-        return self._engine.stats
+    def replicas(self) -> Sequence[Replica]:
+        return self._engine.replicas
+
+    def stats_of(self, seq_id: int) -> EngineStats | None:
+        return self._engine.stats_of(seq_id)
 
     @property
     def num_held(self) -> int:
@@ -94,9 +97,6 @@ class CalculatingEngine:
 
     async def available(self) -> None:
         await self._engine.available()
-
-    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
-        self._engine.watch(for_s, told)
 
     async def submit(self, request: Submit, sink: Sink) -> None:
         params = request.params
@@ -121,7 +121,7 @@ class CalculatingEngine:
         self._forget(seq_ids)
         self._engine.abort(seq_ids)
 
-    def _forget(self, seq_ids: list[int]) -> None:
+    def _forget(self, seq_ids: Iterable[int]) -> None:
         for seq_id in seq_ids:
             sequence = self._sequences.pop(seq_id, None)
             if sequence is not None and sequence.continued is not None:
@@ -180,7 +180,7 @@ class CalculatingEngine:
             await self._submit_patiently(request, _Ears(self, sequence.sink))
         except EngineUnavailable as error:
             sequence.continued = None
-            self.fail(sequence.sink, _gone(error))
+            self.fail(sequence.sink, _gone(error), {seq_id})
         except Rejected as refusal:
             log.warning("an answer that has used its calculator cannot go on: %s", refusal.message)
             self._give_up(seq_id, sequence)
@@ -204,10 +204,10 @@ class CalculatingEngine:
             await self._sleep(RETRY_S)
         return await self._engine.submit(request, sink)
 
-    def fail(self, sink: Sink, death: Death) -> None:
-        """Who it is told to gives all of it to another engine, also what was on its way back into this one."""
-        self._forget([seq_id for seq_id, sequence in self._sequences.items() if sequence.sink is sink])
-        sink.fail(death)
+    def fail(self, sink: Sink, death: Death, seq_ids: Set[int]) -> None:
+        """Who it is told to gives them to another engine."""
+        self._forget(seq_ids)
+        sink.fail(death, seq_ids)
 
 
 def _rest_of(seq_id: int, sequence: _Sequence) -> Submit:
@@ -235,5 +235,5 @@ class _Ears:
     def deliver(self, output: Output) -> None:
         self.engine.deliver(output)
 
-    def fail(self, death: Death) -> None:
-        self.engine.fail(self.sink, death)
+    def fail(self, death: Death, seq_ids: Set[int]) -> None:
+        self.engine.fail(self.sink, death, seq_ids)

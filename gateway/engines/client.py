@@ -1,9 +1,10 @@
-"""An engine as the gateway sees it. One interface; a socket and the tests' FakeEngine implement it."""
+"""Engines as the gateway sees them. One interface; a socket, a router over several and the tests' FakeEngine
+implement it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,12 +36,14 @@ class Sink(Protocol):
     def deliver(self, output: Output) -> None:
         """New tokens of one sequence, or its end, or both."""
 
-    def fail(self, death: Death) -> None:
-        """The engine died: nothing more will come for any sequence that it had of this request. They may be submitted
-        again, under the same ids."""
+    def fail(self, death: Death, seq_ids: Set[int]) -> None:
+        """An engine died: nothing more will come for these, which are all that it had of this request. They may be
+        submitted again, under the same ids. Called once a death."""
 
 
-class EngineClient(Protocol):
+class Replica(Protocol):
+    """One engine, for who looks on."""
+
     @property
     def ready(self) -> Ready | None:
         """What the engine said of itself; None while it is starting or dead."""
@@ -49,11 +52,34 @@ class EngineClient(Protocol):
     def stats(self) -> EngineStats | None:
         """As of its last frame; None before the first."""
 
+    @property
+    def num_open(self) -> int:
+        """Sequences that this gateway has submitted to it and that have not ended."""
+
+    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
+        """Asks for snapshots, for so long from now; each goes to `told`, as the last call named it. Nothing, where
+        there is no engine."""
+
+
+class EngineClient(Protocol):
+    """One engine, or several that are as one."""
+
+    @property
+    def ready(self) -> Ready | None:
+        """What holds wherever work goes; None while nothing takes any."""
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """Always as many, in the same order."""
+
+    def stats_of(self, seq_id: int) -> EngineStats | None:
+        """Of the engine that has this sequence, also while its sink is told of its end; None: it has said nothing."""
+
     def new_ids(self, count: int) -> list[int]:
         """Sequence ids never used before."""
 
     async def available(self) -> None:
-        """Returns when some engine takes work, at once if one does."""
+        """Returns when an engine takes work, at once if one does."""
 
     async def submit(self, request: Submit, sink: Sink) -> None:
         """Returns when the engine has accepted; outputs then go to `sink` until every sequence has finished or was
@@ -62,7 +88,3 @@ class EngineClient(Protocol):
     def abort(self, seq_ids: list[int]) -> None:
         """At once and idempotent: sinks hear no more of these; the engine frees their blocks within a step. Also right
         while submit() still waits for its answer."""
-
-    def watch(self, for_s: float, told: Callable[[Snapshot], None]) -> None:
-        """Asks for snapshots, for so long from now; each goes to `told`, as the last call named it. Nothing, where
-        there is no engine."""

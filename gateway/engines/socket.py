@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -107,8 +108,11 @@ class SocketEngine:
         self._ready: Ready | None = None
         self._vocabulary = b""  # the frame that tells it to each engine
         self._stats: EngineStats | None = None
+        self.stats_at = 0.0  # by time.monotonic
         self._writer: asyncio.StreamWriter | None = None
         self._sinks: dict[int, Sink] = {}
+        self._unread: dict[int, int] = {}  # prompt tokens, by the first sequence, until that is heard of
+        self.unread_tokens = 0  # their sum
         self._questions: dict[int, _Question] = {}  # by their first id
         self._profiles: dict[int, asyncio.Future[Profiled]] = {}  # that are waited for
         self._told: Callable[[Snapshot], None] | None = None
@@ -120,6 +124,20 @@ class SocketEngine:
     @property
     def stats(self) -> EngineStats | None:
         return self._stats
+
+    @property
+    def replicas(self) -> Sequence[SocketEngine]:
+        return (self,)
+
+    def stats_of(self, seq_id: int) -> EngineStats | None:
+        return self._stats
+
+    def has(self, seq_id: int) -> bool:
+        return seq_id in self._sinks
+
+    @property
+    def num_open(self) -> int:
+        return len(self._sinks)
 
     def teach(self, vocabulary: Vocabulary) -> None:
         """Told to the engine, and to each that follows it. Until then, requests with a grammar are refused."""
@@ -145,6 +163,8 @@ class SocketEngine:
         question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
         self._questions[key] = question
         self._sinks.update(dict.fromkeys(request.seq_ids, sink))
+        self._unread[key] = len(request.prompt)
+        self.unread_tokens += len(request.prompt)
         writer.write(encode_frame(request))
         # A timer, not asyncio.timeout, which takes ten times as long and is in every request's way.
         late = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._wait_no_longer, question.answer)
@@ -161,13 +181,21 @@ class SocketEngine:
             answer.set_exception(EngineUnavailable("The engine does not answer.", self.retry_after_s))
 
     def abort(self, seq_ids: list[int]) -> None:
-        known = [seq_id for seq_id in seq_ids if self._sinks.pop(seq_id, None) is not None]
+        known = [seq_id for seq_id in seq_ids if self._forget(seq_id)]
         if known and self._writer is not None:
             self._writer.write(encode_frame(Abort(known)))
         for seq_id in known:
             question = self._questions.get(seq_id)
             if question and not question.answer.done() and self._sinks.keys().isdisjoint(question.seq_ids):
                 question.answer.set_result(None)
+
+    def _forget(self, seq_id: int) -> bool:
+        """Whether it was known."""
+        self._note_read(seq_id)
+        return self._sinks.pop(seq_id, None) is not None
+
+    def _note_read(self, seq_id: int) -> None:
+        self.unread_tokens -= self._unread.pop(seq_id, 0)
 
     async def profile(self, request: Profile, limit_s: float) -> Profiled:
         """A ProfilingEngine's."""
@@ -268,18 +296,20 @@ class SocketEngine:
             question.answer.set_result(None)
             return
         for seq_id in question.seq_ids:  # the engine does not know them: nothing to abort
-            self._sinks.pop(seq_id, None)
+            self._forget(seq_id)
         question.answer.set_exception(refusal)
 
     def _deliver(self, frame: Outputs) -> None:
-        self._stats = frame.stats
+        self._stats, self.stats_at = frame.stats, time.monotonic()
         for output in frame.outputs:
             sink = self._sinks.get(output.seq_id)
             if sink is None:  # aborted
                 continue
-            if output.finish is not None:
-                del self._sinks[output.seq_id]
+            if output.first is not None:
+                self._note_read(output.seq_id)
             sink.deliver(output)
+            if output.finish is not None:
+                self._forget(output.seq_id)
         self._observer.on_stats(frame.stats)
         for step in frame.steps:
             self._observer.on_step(step)
@@ -297,11 +327,15 @@ class SocketEngine:
         for profile in self._profiles.values():
             if not profile.done():
                 profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
-        open_sinks = {id(sink): sink for sink in self._sinks.values()}  # one a request, whatever its choices
+        lost: dict[int, tuple[Sink, set[int]]] = {}  # by sink: one a request, whatever its choices
+        for seq_id, sink in self._sinks.items():
+            lost.setdefault(id(sink), (sink, set()))[1].add(seq_id)
         self._sinks.clear()
-        self.death = Death(message, len(open_sinks))
-        for sink in open_sinks.values():
-            sink.fail(self.death)
+        self._unread.clear()
+        self.unread_tokens = 0
+        self.death = Death(message, len(lost))
+        for sink, seq_ids in lost.values():
+            sink.fail(self.death, seq_ids)
         self._stats = None
         if was_up:
             self._observer.engine_up(False)

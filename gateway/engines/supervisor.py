@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ import msgspec
 from gateway.engines.handles import EngineHandle, EngineLauncher
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
-from gateway.siblings.messages import ENGINE
+from gateway.siblings.messages import engine_socket
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "engine")  # -P: nothing of the current folder
@@ -63,19 +62,23 @@ class Supervisor:
         launcher: EngineLauncher,
         engine: SocketEngine,
         observer: EngineObserver,
+        folder: Path,
         *,
+        number: int = 0,
         backoff: Backoff = Backoff(),
         timing: Timing = Timing(),
         on_death: Callable[[bool], None] = lambda from_outside: None,
     ) -> None:
-        """on_death: told of each engine's, and whether somebody else had killed it."""
+        """folder: a socket_folder(). number: which of several engines. on_death: told of each engine's, and whether
+        somebody else had killed it."""
         self._launcher = launcher
         self._engine = engine
         self._observer = observer
         self._backoff = backoff
         self._timing = timing
         self._on_death = on_death
-        self.folder = _socket_folder()  # of all files that engine and gateway share
+        self._folder = folder
+        self._number = number
         self._num_starts = 0
         self._process: EngineHandle | None = None
         self._ready_at: float | None = None  # of the engine that runs or ran last
@@ -107,10 +110,9 @@ class Supervisor:
         self.kill()
 
     def kill(self) -> None:
-        """At once, and leaves nothing behind."""
+        """At once."""
         if self._process is not None:
             self._process.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _keep_running(self, on_progress: Callable[[Progress], None]) -> None:
         delay_s = self._backoff.first_s
@@ -136,11 +138,11 @@ class Supervisor:
     async def _live(self, on_progress: Callable[[Progress], None]) -> None:
         """One engine, from its start to its end. Always raises."""
         self._num_starts += 1
-        process = await self._launcher.start(self.folder / f"engine-{self._num_starts}.sock")
+        process = await self._launcher.start(self._folder / f"engine-{self._number}-{self._num_starts}.sock")
         self._process = process
         try:
             reader, writer = await process.connect()
-            process.lead_to(self.folder / ENGINE)  # once we are its first connection
+            process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
             listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
@@ -173,9 +175,11 @@ def _unseen(progress: Progress) -> None:
     """Restarts show no bars."""
 
 
-def _socket_folder() -> Path:
+def socket_folder() -> Path:
+    """A new one, for all files that engines and gateways of one server share; its paths are short enough for sockets.
+    Whoever makes it removes it."""
     folder = Path(tempfile.mkdtemp(prefix="headrace-"))
-    if len(str(folder)) + len("/engine-9999.sock") <= MAX_SOCKET_PATH:
+    if len(str(folder)) + len("/engine-999-9999.sock") <= MAX_SOCKET_PATH:
         return folder
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -15,8 +15,7 @@ from gateway.answers.mailbox import Mailbox
 from gateway.answers.parts import Text
 from gateway.assembly import engine_for, http_settings
 from gateway.config import Config
-from gateway.engines.socket import SocketEngine
-from gateway.engines.supervisor import Supervisor
+from gateway.engines.replicas import Replicas
 from gateway.engines.vocabulary import vocabulary_of
 from gateway.errors import ApiError
 from gateway.http.drain import Drain
@@ -48,9 +47,9 @@ FATAL = frozenset({"engine_unavailable", "closed"})  # what comes after would fa
 class Session:
     """Used on one event loop. Whoever has one calls close() in the end."""
 
-    def __init__(self, services: Services, supervisor: Supervisor, room: Room) -> None:
+    def __init__(self, services: Services, replicas: Replicas, room: Room) -> None:
         self._services = services
-        self._supervisor = supervisor
+        self._replicas = replicas
         self._room = room
         self._workers = prepare.Workers(services.settings.tokenize_threads, services.settings.inline_chars)
         self._numbers = count(1)
@@ -60,10 +59,10 @@ class Session:
         """What still runs ends with an error. Safe to call again."""
         self._closed = True
         self._workers.close()
-        await self._supervisor.close()
+        await self._replicas.close()
 
     def kill(self) -> None:
-        self._supervisor.kill()
+        self._replicas.kill()
 
     # text and ids
 
@@ -204,12 +203,10 @@ class Session:
         return result_of(job, prompt, deltas, *told, self._services.model.tokenizer)
 
 
-def session_of(
-    config: Config, model: ServedModel, engine: SocketEngine, metrics: Metrics, supervisor: Supervisor
-) -> Session:
-    engine.teach(vocabulary_of(model))
-    services = Services(engine_for(model, engine, config), model, Drain(), metrics, settings_of(config))
-    return Session(services, supervisor, Room(config.max_waiting, max(1, config.max_waiting_tokens // 2)))
+def session_of(config: Config, model: ServedModel, metrics: Metrics, replicas: Replicas) -> Session:
+    replicas.client.teach(vocabulary_of(model))
+    services = Services(engine_for(model, replicas.client, config), model, Drain(), metrics, settings_of(config))
+    return Session(services, replicas, Room(config.max_waiting, max(1, config.max_waiting_tokens // 2)))
 
 
 def settings_of(config: Config) -> HttpSettings:

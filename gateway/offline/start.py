@@ -4,7 +4,7 @@ imported while the engine starts."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gateway.config import Config, ConfigError, config_of
-from gateway.engines.socket import SocketEngine
-from gateway.engines.supervisor import EngineSetup, Supervisor
+from gateway.engines.replicas import Replicas
 from gateway.metrics import Metrics
 from gateway.model.fetch import Report, silent
 from gateway.model.resolve import ResolvedModel, resolve_model
-from gateway.serve import engine_config, model_request
+from gateway.serve import engine_setups, model_request
 from gateway.startup import Display
 from scheduler.protocol import Progress, Ready
 
@@ -61,37 +60,37 @@ def find(config: Config, environ: Mapping[str, str], report: Report) -> Plan:
 
 async def open_session(plan: Plan, report: Report) -> Session:
     """Raises ModelError or EngineFailed, and then no process is left."""
-    metrics = Metrics()
-    engine = SocketEngine(metrics)
-    supervisor = Supervisor(EngineSetup(engine_config(plan.config, plan.resolved), plan.environ), engine, metrics)
+    setups = engine_setups(plan.config, plan.resolved, plan.environ)
+    metrics = Metrics(len(setups))
+    replicas = Replicas(setups, metrics.engines, plan.config.prefix_caching)
 
     def told(progress: Progress) -> None:
         report(progress.phase, progress.done, progress.total)
 
-    starting = asyncio.create_task(supervisor.start(told))
+    starting = asyncio.create_task(replicas.start(told))
     threads = ThreadPoolExecutor(1, thread_name_prefix="load")
     try:
         opened = await asyncio.get_running_loop().run_in_executor(threads, _load, plan)
-        return opened(engine, metrics, supervisor, await starting)
+        return opened(metrics, replicas, await starting)
     except BaseException:
         starting.cancel()
         with suppress(BaseException):  # the first failure counts
             await starting
-        await supervisor.close()
+        await replicas.close()
         raise
     finally:
         threads.shutdown(wait=False)
 
 
-def _load(plan: Plan) -> Callable[[SocketEngine, Metrics, Supervisor, Ready], Session]:
+def _load(plan: Plan) -> Callable[[Metrics, Replicas, Sequence[Ready]], Session]:
     """In a thread: most of a second, in which the engine imports torch."""
     from gateway.assembly import known, load
     from gateway.offline.session import session_of
 
     model = load(plan.resolved, plan.config)
 
-    def opened(engine: SocketEngine, metrics: Metrics, supervisor: Supervisor, ready: Ready) -> Session:
-        return session_of(plan.config, known(model, plan.resolved, ready), engine, metrics, supervisor)
+    def opened(metrics: Metrics, replicas: Replicas, ready: Sequence[Ready]) -> Session:
+        return session_of(plan.config, known(model, plan.resolved, ready[0]), metrics, replicas)
 
     return opened
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.answers.live import Live
 from gateway.assembly import Running, keep_what_is_there, known, load, server_of
+from gateway.engines.replicas import client_of
 from gateway.engines.socket import SocketEngine
 from gateway.http.ending import Signals, end_stragglers, within
 from gateway.http.port import bind
@@ -25,7 +26,7 @@ from gateway.logs import configure_logging
 from gateway.metrics import Metrics
 from gateway.serve import keys_of, spans_of
 from gateway.siblings.link import Link, follow
-from gateway.siblings.messages import HTTP, Setup
+from gateway.siblings.messages import HTTP, Setup, engine_socket
 from gateway.siblings.relay import Relay
 from gateway.timeline.store import Timelines
 from scheduler.protocol import Ready
@@ -45,8 +46,8 @@ async def _serve(setup: Setup) -> int:
     config, folder = setup.config, Path(setup.folder)
     signals = Signals()
     signals.install()
-    metrics = Metrics()
-    engine = SocketEngine(metrics)
+    metrics = Metrics(setup.replicas)
+    engines = [SocketEngine(observer) for observer in metrics.engines]
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
 
     def on_ready(told: Ready) -> None:
@@ -54,8 +55,8 @@ async def _serve(setup: Setup) -> int:
             ready.set_result(told)
 
     accounts, timelines, live = Accounts(), Timelines(config.timelines), Live()
-    link = Link(setup.number, folder, metrics, accounts, timelines, engine, live)
-    following = asyncio.create_task(follow(folder, engine, on_ready), name="engine")
+    link = Link(setup.number, folder, metrics, accounts, timelines, engines, live)
+    following = asyncio.create_task(_follow(folder, engines, on_ready), name="engines")
     linked = asyncio.create_task(link.run(lambda: signals.receive(signal.SIGTERM)), name="link")
     spans = None
     try:
@@ -68,7 +69,7 @@ async def _serve(setup: Setup) -> int:
             metrics.model = model.name
             spans = spans_of(config, model.name)
             running = Running(
-                engine,
+                client_of(engines, config.prefix_caching),
                 metrics,
                 keys_of(config, time.monotonic),
                 listener,
@@ -92,6 +93,13 @@ async def _serve(setup: Setup) -> int:
         if spans is not None:
             await within(CLOSE_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
         await end_stragglers()
+
+
+async def _follow(folder: Path, engines: Sequence[SocketEngine], on_ready: Callable[[Ready], None]) -> None:
+    """Never returns."""
+    async with asyncio.TaskGroup() as group:
+        for number, engine in enumerate(engines):
+            group.create_task(follow(folder / engine_socket(number), engine, on_ready))
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, object], signals: Signals) -> bool:

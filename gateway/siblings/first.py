@@ -129,8 +129,8 @@ class Siblings:
         for each in self._siblings.values():
             each.send(Open())
 
-    def engine_died(self, from_outside: bool) -> None:
-        self._send_others(0, Died(from_outside))
+    def engine_died(self, engine: int, from_outside: bool) -> None:
+        self._send_others(0, Died(engine, from_outside))
 
     def stop(self) -> None:
         """They begin to drain; told once more, they end at once."""

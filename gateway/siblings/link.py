@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,6 @@ from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
 from gateway.openai import encode
 from gateway.siblings.messages import (
-    ENGINE,
     LINK,
     Answer,
     Ask,
@@ -56,7 +56,7 @@ class Link:
         metrics: Metrics,
         accounts: Accounts,
         timelines: Timelines,
-        engine: SocketEngine,
+        engines: Sequence[SocketEngine],
         live: Live,
     ) -> None:
         self._number = number
@@ -64,9 +64,9 @@ class Link:
         self._metrics = metrics
         self._accounts = accounts
         self._timelines = timelines
-        self._engine = engine
+        self._engines = engines
         self._live = live
-        self._seen: tuple[Snapshot | None, float] = (None, 0.0)  # and when
+        self._seen: dict[int, tuple[Snapshot, float]] = {}  # by engine, and when
         self._may_open = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
 
@@ -106,10 +106,10 @@ class Link:
         match message:
             case Open():
                 self._may_open.set()
-            case Died(from_outside):
-                if self._engine.death is not None:
-                    self._engine.death.from_outside = from_outside
-                    self._engine.death.explained.set()
+            case Died(engine, from_outside):
+                if (death := self._engines[engine].death) is not None:
+                    death.from_outside = from_outside
+                    death.explained.set()
             case Ask(ask_id, "series"):
                 self._send(Answer(ask_id, series=self._metrics.series()))
             case Ask(ask_id, "live"):
@@ -122,14 +122,16 @@ class Link:
                 self._accounts.lose(gateway)
 
     def _elsewhere(self) -> Elsewhere:
-        """The engine's next snapshot comes for the next one who asks; where nobody did of late, there is none."""
+        """The engines' next snapshots come for the next one who asks; where nobody did of late, there are none."""
         now = time.monotonic()
-        self._engine.watch(WATCH_S, self._see)
-        seen, at = self._seen
-        return elsewhere_of(self._live, self._metrics, seen if now - at < WATCH_S else None, now)
+        for number, engine in enumerate(self._engines):
+            engine.watch(WATCH_S, partial(self._see, number))
+        seen = [self._seen.get(number, (None, now)) for number in range(len(self._engines))]
+        fresh = [snapshot if now - at < WATCH_S else None for snapshot, at in seen]
+        return elsewhere_of(self._live, self._metrics, fresh, now)
 
-    def _see(self, snapshot: Snapshot) -> None:
-        self._seen = snapshot, time.monotonic()
+    def _see(self, engine: int, snapshot: Snapshot) -> None:
+        self._seen[engine] = snapshot, time.monotonic()
 
     def _timeline(self, request_id: str, key: str | None) -> bytes:
         found = self._timelines.find(request_id, key, time.time())
@@ -148,13 +150,13 @@ class Link:
             self._send(Told(self._metrics.series()))
 
 
-async def follow(folder: Path, engine: SocketEngine, on_ready: Callable[[Ready], None]) -> None:
-    """Speaks with the engine of now, and then with the next. Never returns: the first gateway starts engines, and ends
-    this process."""
+async def follow(socket: Path, engine: SocketEngine, on_ready: Callable[[Ready], None]) -> None:
+    """Speaks with the engine that is there now, then with the next. Never returns: the first gateway starts engines,
+    and ends this process."""
     listener = Listener(_unseen, on_ready)
     while True:
         try:
-            reader, writer = await open_engine(folder / ENGINE)
+            reader, writer = await open_engine(socket)
         except OSError:
             await asyncio.sleep(SEEK_S)
             continue

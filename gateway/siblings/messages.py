@@ -19,8 +19,12 @@ from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
-ENGINE = "engine.sock"  # leads to the engine's socket of now
 What = Literal["series", "live", "timeline"]
+
+
+def engine_socket(number: int) -> str:
+    """Of one engine; leads to its socket of now."""
+    return f"engine-{number}.sock"
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -55,6 +59,7 @@ class Setup(msgspec.Struct, frozen=True):
     port: int
     folder: str
     model: Model
+    replicas: int
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -101,8 +106,9 @@ class Charges(msgspec.Struct, frozen=True, array_like=True, tag="charges"):
 
 
 class Died(msgspec.Struct, frozen=True, array_like=True, tag="died"):
-    """The engine, as its supervisor saw it."""
+    """An engine, as its supervisor saw it."""
 
+    engine: int
     from_outside: bool  # killed by somebody
 
 

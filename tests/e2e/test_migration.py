@@ -3,10 +3,8 @@ engine had computed makes no other tokens (docs/migration.md)."""
 
 import asyncio
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import pytest
 
 from tests.fixtures.fragile import KILLS, SLOW
 from tests.fixtures.server import MODEL, PATIENCE_S, RunningServer, eventually, serving
+from tests.fixtures.streams import Body, Seen, all_of, killer
 
 NUM_TOKENS = 24
 CUTS = (5, 12, 18)  # tokens of the first stream at which the engine is killed
-REMARK = ": migrated"
 STORY = "Once upon a time there was a"
 SCHEMA = {
     "type": "object",
@@ -49,91 +47,6 @@ LONG: dict[str, Any] = {"max_tokens": NUM_TOKENS, "ignore_eos": True}
 def fragile(gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with serving(tmp_path_factory.mktemp("fragile"), module="tests.fixtures.fragile") as running:
         yield running
-
-
-@dataclass
-class Seen:
-    """An answer as its client has it."""
-
-    texts: dict[int, str] = field(default_factory=dict)
-    calls: dict[int, str] = field(default_factory=dict)
-    finishes: dict[int, str] = field(default_factory=dict)
-    logprobs: list[tuple[str, float]] = field(default_factory=list)
-    usage: dict[str, int] = field(default_factory=dict)
-    num_events: int = 0
-    remarks: int = 0
-    error: str | None = None
-
-    def add(self, line: str) -> None:
-        self.remarks += line == REMARK
-        if not line.startswith("data: {"):
-            return
-        self.num_events += 1
-        chunk = json.loads(line.removeprefix("data: "))
-        if "error" in chunk:
-            self.error = chunk["error"]["code"]
-            return
-        for choice in chunk["choices"]:
-            self.take(choice, choice.get("delta", choice))
-        self.usage = chunk.get("usage") or self.usage
-
-    def take(self, choice: dict[str, Any], said: dict[str, Any]) -> None:
-        index = choice["index"]
-        self.texts[index] = self.texts.get(index, "") + (said.get("text") or said.get("content") or "")
-        for call in said.get("tool_calls") or ():
-            spelled = (call["function"].get("name") or "") + (call["function"].get("arguments") or "")
-            self.calls[index] = self.calls.get(index, "") + spelled
-        for entry in (choice.get("logprobs") or {}).get("content") or ():
-            self.logprobs.append((entry["token"], entry["logprob"]))
-        if choice["finish_reason"]:
-            self.finishes[index] = choice["finish_reason"]
-
-    @property
-    def content(self) -> tuple[object, ...]:
-        usage = {name: self.usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-        return self.texts, self.calls, self.finishes, [token for token, _ in self.logprobs], usage, self.error
-
-
-Body = dict[str, Any]
-Watch = Callable[[Seen], None]
-
-
-async def ask(client: httpx.AsyncClient, body: Body, watch: Watch = lambda seen: None) -> Seen:
-    seen = Seen()
-    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    body = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, **body}
-    if not body["stream"]:
-        del body["stream_options"]
-        answer = (await client.post(path, json=body)).raise_for_status().json()
-        for choice in answer["choices"]:
-            seen.take(choice, choice.get("message", choice))
-        seen.usage = answer["usage"]
-        return seen
-    async with client.stream("POST", path, json=body) as answer:
-        async for line in answer.aiter_lines():
-            seen.add(line)
-            watch(seen)
-    return seen
-
-
-async def all_of(server: RunningServer, bodies: list[Body], *watches: Watch) -> list[Seen]:
-    """At the same time; the first ones are watched."""
-    unlimited = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=unlimited) as client:
-        watched = [*watches, *[lambda seen: None] * len(bodies)]
-        return await asyncio.gather(*(ask(client, body, watch) for body, watch in zip(bodies, watched, strict=False)))
-
-
-def killer(server: RunningServer, cuts: tuple[int, ...], signum: signal.Signals = signal.SIGKILL) -> Watch:
-    """Of the engine, when its stream has so many events."""
-    left = list(cuts)
-
-    def watch(seen: Seen) -> None:
-        if left and seen.num_events >= left[0]:
-            left.pop(0)
-            os.kill(server.engine_pid(), signum)
-
-    return watch
 
 
 async def test_every_kind_of_answer_survives_three_kills(fragile: RunningServer) -> None:

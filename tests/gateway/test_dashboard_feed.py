@@ -14,8 +14,9 @@ from gateway.dashboard.elsewhere import Elsewhere, Named, added, named, newest
 from gateway.dashboard.feed import WATCH_S, Feed
 from gateway.dashboard.lately import WINDOW_S, Window, quantile
 from gateway.dashboard.types import EndedView, Event, RowView
+from gateway.engine_metrics import NO_STATS
 from gateway.http.app import create_app
-from gateway.metrics import NO_STATS, Figures, Metrics
+from gateway.metrics import Figures, Metrics
 from gateway.services import Services
 from scheduler.protocol import BlockMap, Queued, Row, Snapshot
 from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, Script, post, toy_services
@@ -246,14 +247,16 @@ def test_quantiles_of_buckets(counts: list[int], share: float, expected: float |
 def of_another(slot: int, id: str, ago_s: float) -> Elsewhere:
     figures = Figures(ttft=(1, 2), inter_token=(3,), prompt_tokens=10, generation_tokens=20)
     ended = EndedView(f"ended-{id}", "chat", "stop", 1, 0, 1, 5.0, 9.0, ago_s)
-    return Elsewhere(2, 1, figures, [Named(slot, id, 1, "chat")], [ended])
+    return Elsewhere(2, 1, figures, [Named(0, slot, id, 1, "chat")], [ended])
 
 
 def test_rows_without_a_name_have_another_gateways() -> None:
     view = RowView("ours", 0, "chat", 0, "decode", 1, 0, 1, 1, 9, 1, 0, 0, 0.1)
     nameless = msgspec.structs.replace(view, id=None, endpoint=None)
     rows = [view, msgspec.structs.replace(nameless, slot=1), msgspec.structs.replace(nameless, slot=2)]
-    found = named(rows, [of_another(0, "not this", 1.0), of_another(1, "theirs", 1.0)])
+    others = [of_another(0, "not this", 1.0), of_another(1, "theirs", 1.0)]
+    assert [row.id for row in named(rows, others, engine=1)] == ["ours", None, None]
+    found = named(rows, others, engine=0)
     assert [(row.id, row.choice, row.endpoint) for row in found] == [
         ("ours", 0, "chat"),
         ("theirs", 1, "chat"),
@@ -284,7 +287,7 @@ class Others:
         figures = Figures(
             tuple([0] * len(Metrics().figures().ttft)), tuple([0] * len(Metrics().figures().inter_token)), 0, 0
         )
-        return [Elsewhere(2, 1, figures, [Named(0, "theirs", 0, "chat")], []), Elsewhere(1, 1, figures, [], [])]
+        return [Elsewhere(2, 1, figures, [Named(0, 0, "theirs", 0, "chat")], []), Elsewhere(1, 1, figures, [], [])]
 
 
 async def test_an_event_has_what_other_gateways_do() -> None:

@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.engine_metrics import NO_STATS, WAIT_REASONS
 from gateway.gpus import GpuCollector
 from gateway.http.app import create_app
 from gateway.http.lag import watch_lag
-from gateway.metrics import ENGINE_SERIES, MAX_TENANTS, NO_STATS, WAIT_REASONS, Metrics
+from gateway.metrics import MAX_TENANTS, Metrics
 from scheduler.protocol import EngineStats, StepRecord
 from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_ready, toy_services
@@ -27,6 +28,10 @@ prefix_hits prefix_queries prompt_tokens prompt_tokens_cached queue_seconds rate
 request_generation_tokens request_longest_generation_tokens request_prompt_tokens requests requests_running
 requests_waiting step_seconds step_tokens steps streams_open tenant_generation_tokens tenant_prompt_tokens
 tenant_requests tpot_seconds ttft_met_to_predicted_ratio ttft_seconds waiting_tokens
+"""
+OF_ENGINES = """
+batch_size engine_restarts engine_up failed_steps kv_blocks kv_blocks_cached kv_blocks_used preemptions prefix_hits
+prefix_queries recomputed_tokens requests_running requests_waiting step_seconds step_tokens steps waiting_tokens
 """
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -46,11 +51,13 @@ def stats(**changes: int) -> EngineStats:
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(f"headrace_{name}", labels)
+    registries = metrics.registry, metrics.engines[0].registry
+    found = [registry.get_sample_value(f"headrace_{name}", labels) for registry in registries]
+    return next((each for each in found if each is not None), None)
 
 
 def test_names_are_what_dashboards_ask_for() -> None:
-    names = {family.name for family in Metrics().registry.collect()}
+    names = {family.name for family in Metrics().collect()}
     assert {name for name in names if not name.startswith("process_")} == {f"headrace_{name}" for name in NAMES.split()}
     assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"} <= names
 
@@ -61,7 +68,9 @@ def test_no_creation_times() -> None:
 
 def test_gauges_are_what_the_engine_said_last() -> None:
     metrics = Metrics()
-    metrics.on_stats(stats(running=3, waiting=2, waiting_tokens=50, blocks_used=7, blocks_cached=8, blocks_total=20))
+    metrics.engines[0].on_stats(
+        stats(running=3, waiting=2, waiting_tokens=50, blocks_used=7, blocks_cached=8, blocks_total=20)
+    )
     assert [value(metrics, name) for name in ("requests_running", "waiting_tokens")] == [3, 50]
     assert value(metrics, "requests_waiting", reason="step") == 2
     assert [value(metrics, name) for name in ("kv_blocks_used", "kv_blocks_cached", "kv_blocks")] == [7, 8, 20]
@@ -74,42 +83,42 @@ def waiting(metrics: Metrics) -> dict[str, float]:
 
 def test_who_waits_is_told_by_what_for() -> None:
     metrics = Metrics()
-    metrics.on_stats(msgspec.structs.replace(stats(waiting=9, parked=3, compiling=2), waits_for="blocks"))
+    metrics.engines[0].on_stats(msgspec.structs.replace(stats(waiting=9, parked=3, compiling=2), waits_for="blocks"))
     assert waiting(metrics) == {"blocks": 6, "choice": 3, "grammar": 2}
-    metrics.on_stats(msgspec.structs.replace(stats(waiting=4), waits_for="rows"))
+    metrics.engines[0].on_stats(msgspec.structs.replace(stats(waiting=4), waits_for="rows"))
     assert waiting(metrics) == {"rows": 4}
 
 
 def test_counters_grow_by_differences() -> None:
     metrics = Metrics()
     for steps, preemptions in ((5, 1), (5, 1), (9, 4)):
-        metrics.on_stats(stats(steps=steps, preemptions=preemptions))
+        metrics.engines[0].on_stats(stats(steps=steps, preemptions=preemptions))
     assert (value(metrics, "steps_total"), value(metrics, "preemptions_total")) == (9, 4)
 
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_counters_go_on_over_an_engines_restart(announced: bool) -> None:
     metrics = Metrics()
-    metrics.on_stats(stats(steps=10, prefix_hits=100))
+    metrics.engines[0].on_stats(stats(steps=10, prefix_hits=100))
     if announced:
-        metrics.engine_restarted()
-    metrics.on_stats(stats(steps=4, prefix_hits=30))
+        metrics.engines[0].engine_restarted()
+    metrics.engines[0].on_stats(stats(steps=4, prefix_hits=30))
     assert (value(metrics, "steps_total"), value(metrics, "prefix_hits_total")) == (14, 130)
     assert value(metrics, "engine_restarts_total") == int(announced)
 
 
 def test_a_dead_engine_runs_nothing() -> None:
     metrics = Metrics()
-    metrics.engine_up(True)
-    metrics.on_stats(stats(running=3, waiting=2))
-    metrics.engine_up(False)
+    metrics.engines[0].engine_up(True)
+    metrics.engines[0].on_stats(stats(running=3, waiting=2))
+    metrics.engines[0].engine_up(False)
     assert [value(metrics, name) for name in ("engine_up", "requests_running")] == [0, 0]
     assert waiting(metrics) == {}
 
 
 def test_steps() -> None:
     metrics = Metrics()
-    metrics.on_step(StepRecord("decode", 4, 4, 0.01))
+    metrics.engines[0].on_step(StepRecord("decode", 4, 4, 0.01))
     assert value(metrics, "step_seconds_sum", kind="decode") == 0.01
     assert (value(metrics, "step_tokens_sum"), value(metrics, "batch_size_sum")) == (4, 4)
 
@@ -199,7 +208,7 @@ async def test_choices_are_counted_by_how_they_end() -> None:
 async def test_what_vllms_dashboard_asks_for_is_there_under_its_names() -> None:
     services = toy_services()
     metrics = services.metrics
-    metrics.on_stats(
+    metrics.engines[0].on_stats(
         msgspec.structs.replace(stats(running=3, waiting=5, blocks_used=5, blocks_total=20), waits_for="rows")
     )
     async with client_of(services) as client:
@@ -271,13 +280,32 @@ async def test_a_loop_that_is_held_up_is_late() -> None:
 
 
 def test_all_series_name_the_model_and_those_of_engines_the_engine() -> None:
-    metrics = Metrics()
+    metrics = Metrics(2)
     metrics.model = "toy"
-    metrics.on_step(StepRecord("decode", 4, 4, 0.01))
+    for number, engine in enumerate(metrics.engines):
+        engine.on_step(StepRecord("decode", 4, 4 + number, 0.01))
+        engine.on_stats(stats(running=1 + number))
     families = list(text_string_to_metric_families(metrics.render()[0].decode()))
     assert all(sample.labels["model"] == "toy" for family in families for sample in family.samples)
-    of_engines = {family.name for family in families if any("engine" in sample.labels for sample in family.samples)}
-    assert of_engines == ENGINE_SERIES
+    assert len({family.name for family in families}) == len(families)
+    told = {
+        family.name: family.samples for family in families if any("engine" in each.labels for each in family.samples)
+    }
+    assert told.keys() == {f"headrace_{name}" for name in OF_ENGINES.split()}
+    assert all({sample.labels["engine"] for sample in samples} == {"0", "1"} for samples in told.values())
+    running = {sample.labels["engine"]: sample.value for sample in told["headrace_requests_running"]}
+    assert running == {"0": 1, "1": 2}
+
+
+async def test_vllms_names_tell_engines_apart() -> None:
+    metrics = Metrics(2)
+    metrics.also_as_vllm()
+    metrics.engines[0].on_stats(stats(blocks_used=5, blocks_total=20))
+    metrics.engines[1].on_stats(stats(waiting=3, blocks_used=5, blocks_total=10))
+    samples = [sample for family in metrics.collect() for sample in family.samples]
+    for name, values in (("kv_cache_usage_perc", [0.25, 0.5]), ("num_requests_waiting", [0, 3])):
+        found = {sample.labels["engine"]: sample.value for sample in samples if sample.name == f"vllm:{name}"}
+        assert found == dict(zip("01", values, strict=True))
 
 
 def test_tenants_beyond_the_bound_are_one() -> None:

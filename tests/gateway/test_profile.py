@@ -244,16 +244,16 @@ async def test_a_drain_whose_time_is_up_ends_it(services: Services, engine: Prof
 
 async def test_a_trace_over_the_socket() -> None:
     async with started() as world:
-        async with Profiler(world.engine, world.supervisor.folder).trace(1, 5) as trace:
+        async with Profiler(world.engine, world.folder).trace(1, 5) as trace:
             assert json.loads(gzip.decompress(trace.file.read())) == {"traceEvents": []}
-        assert [path.suffix for path in world.supervisor.folder.iterdir() if not path.is_symlink()] == [".sock"]
-    assert not world.supervisor.folder.exists()
+        assert [path.suffix for path in world.folder.iterdir() if not path.is_symlink()] == [".sock"]
+    assert not world.folder.exists()
 
 
 async def test_one_that_takes_too_long_is_dropped() -> None:
     async with started() as world:
         with pytest.raises(TimeoutError):
-            await world.engine.profile(Profile(77, 2, 5.0, str(world.supervisor.folder / "trace"), 1000), 0.01)
+            await world.engine.profile(Profile(77, 2, 5.0, str(world.folder / "trace"), 1000), 0.01)
         late = await world.ask(Order.LATE)
         await world.ask(3)
         await late.finished()
@@ -263,9 +263,9 @@ async def test_one_that_takes_too_long_is_dropped() -> None:
 async def test_an_engine_that_dies_meanwhile() -> None:
     async with started() as world:
         with pytest.raises(EngineUnavailable):
-            async with Profiler(world.engine, world.supervisor.folder).trace(3, 5):
+            async with Profiler(world.engine, world.folder).trace(3, 5):
                 raise AssertionError
-        assert [path.suffix for path in world.supervisor.folder.iterdir() if not path.is_symlink()] == [".sock"]
+        assert [path.suffix for path in world.folder.iterdir() if not path.is_symlink()] == [".sock"]
         await world.supervisor.close()
         with pytest.raises(EngineUnavailable):
             await world.engine.profile(Profile(78, 1, 5.0, "/nowhere", 1000), 5.0)

@@ -59,7 +59,7 @@ def test_what_each_counts_is_added_up() -> None:
 def test_engines_are_told_of_once_and_processes_each_by_itself() -> None:
     first, second = Metrics(), Metrics()
     for each in (first, second):
-        each.engine_up(True)
+        each.engines[0].engine_up(True)
     first.gateways(2)
     first.elsewhere = {1: second.series()}
     told = page(first)
