@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.door import door_of
 from engine.heart import Heart
 from engine.importing import import_torch
 from engine.logs import configure_logging
@@ -46,7 +47,7 @@ def main() -> int:
         for name, value in PROFILER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     heart = Heart()
-    server = Server(config.socket_path, pulse=heart.pulse)
+    server = Server(door_of(config), pulse=heart.pulse)
     try:
         return serve(config, server, heart)
     finally:

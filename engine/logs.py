@@ -23,7 +23,7 @@ class LineFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             exception = _clean(self.formatException(record.exc_info)[-MAX_EXCEPTION_CHARS:])
         message = _clean(record.getMessage()[:MAX_MESSAGE_CHARS])
-        line = LogLine(record.levelname, record.name, message, exception)
+        line = LogLine(record.levelname, record.name, message, exception, getattr(record, "port", None))
         return json.dumps(msgspec.structs.asdict(line))  # ASCII, whatever the stream's encoding
 
 

@@ -1,4 +1,4 @@
-"""The engine's sockets: an I/O thread that moves frames between gateways and two queues of the step loop.
+"""The engine's connections: an I/O thread that moves frames between gateways and two queues of the step loop.
 
 Any number of gateways may connect. Sequence ids are a gateway's own; inside the engine they carry the connection's
 number above CONNECTION_SHIFT, so that no two gateways share one.
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.backlog import Backlog
+from engine.door import Door, UnixDoor, Wire
 from scheduler.protocol import (
     Abort,
     FrameError,
@@ -38,8 +39,6 @@ READ_BYTES = 1 << 18
 WRITE_BYTES = 1 << 15  # at a time, of what is unsent
 PULSE_S = 1.0  # between two signs of life, which also come while a step runs
 STALL_S = 30.0  # a gateway that reads nothing for so long, though there is something to read, is cut off
-# The kernel doubles it: a few steps of hundreds of sequences. What a socket holds cannot be merged any more.
-SOCKET_BYTES = 8 << 10
 CONGESTED_BYTES = 64 << 20  # with more unread than this, the step loop makes no more of it
 
 
@@ -60,7 +59,7 @@ class Gone:
 @dataclass(slots=True)
 class _Connection:
     number: int
-    sock: socket.socket
+    wire: Wire
     splitter: FrameSplitter = field(default_factory=FrameSplitter)
     unsent: bytearray = field(default_factory=bytearray)  # frames
     backlog: Backlog = field(default_factory=Backlog)  # what comes after them; empty where there are none
@@ -68,24 +67,21 @@ class _Connection:
 
 
 class Server:
-    """Listens on a unix socket. `take`, `take_aborts` and `wait` are the step loop's, `send` is for any thread."""
+    """Speaks with whom a door lets in. `take`, `take_aborts` and `wait` are the step loop's, `send` for any thread."""
 
     def __init__(
         self,
-        path: str,
+        door: Door | str,
         clock: Callable[[], float] = time.monotonic,
         pulse: Callable[[], Pulse | None] = lambda: None,
         pulse_s: float = PULSE_S,
     ) -> None:
-        """pulse: asked by the I/O thread; None: there is no loop yet."""
+        """door: or the path of a unix socket. pulse: asked by the I/O thread; None: there is no loop yet."""
         self._clock = clock
         self._pulse = pulse
         self._pulse_s = pulse_s
         self._pulsed_at = clock()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(path)
-        self._listener.listen()
-        self._listener.setblocking(False)
+        self._door = UnixDoor(door) if isinstance(door, str) else door
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -157,7 +153,7 @@ class Server:
         if peer.unsent:
             return 0  # after what is queued
         try:
-            return peer.sock.send(frame)
+            return peer.wire.send(frame)
         except OSError:
             return 0  # full, or broken: the I/O thread finds out which
 
@@ -207,23 +203,24 @@ class Server:
 
     def _run(self) -> None:
         selector = selectors.DefaultSelector()
-        selector.register(self._listener, selectors.EVENT_READ)
+        selector.register(self._door.listener, selectors.EVENT_READ)
         selector.register(self._wakened, selectors.EVENT_READ)
         while not (self._stopping and self._all_sent()):
             self._send_pulse()
             for key, _ in selector.select(timeout=self._pulse_s):
-                if key.fileobj is self._listener:
-                    self._accept(selector)
+                if isinstance(key.data, _Connection):
+                    self._serve(selector, key.data)
                 elif key.fileobj is self._wakened:
                     self._wakened.recv(4096)
                     self._arrived.set()
-                elif isinstance(key.data, _Connection):
-                    self._serve(selector, key.data)
+                elif (wire := self._door.turn(selector, key)) is not None:
+                    self._welcome(selector, wire)
+            self._door.tire(selector)
             self._arm_writes(selector)
         for connection in self.connections:
             self._drop(selector, self._connections[connection], "the engine stops")
+        self._door.close(selector)
         selector.close()
-        self._listener.close()
         self._wakened.close()
 
     def _send_pulse(self) -> None:
@@ -238,17 +235,14 @@ class Server:
         with self._lock:
             return self._num_unsent() == 0
 
-    def _accept(self, selector: selectors.BaseSelector) -> None:
-        sock, _ = self._listener.accept()
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    def _welcome(self, selector: selectors.BaseSelector, wire: Wire) -> None:
         with self._lock:
             self._last_number += 1
-            peer = _Connection(self._last_number, sock)
+            peer = _Connection(self._last_number, wire)
             for frame in self._greeting.values():
                 self._queue(peer, frame)
             self._connections[peer.number] = peer
-        selector.register(sock, selectors.EVENT_READ, peer)
+        selector.register(wire, selectors.EVENT_READ, peer)
 
     def _arm_writes(self, selector: selectors.BaseSelector) -> None:
         with self._lock:
@@ -259,7 +253,7 @@ class Server:
 
     def _serve(self, selector: selectors.BaseSelector, peer: _Connection) -> None:
         try:
-            data = peer.sock.recv(READ_BYTES)
+            data = peer.wire.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -284,7 +278,7 @@ class Server:
         with self._lock:
             data = bytes(peer.unsent[:WRITE_BYTES])
         try:
-            sent = peer.sock.send(data)
+            sent = peer.wire.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -295,8 +289,8 @@ class Server:
             self._drop(selector, peer, f"it has read nothing for {STALL_S:g} s, and {unsent} bytes are waiting")
             return
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
-        if selector.get_key(peer.sock).events != wanted:
-            selector.modify(peer.sock, wanted, peer)
+        if selector.get_key(peer.wire).events != wanted:
+            selector.modify(peer.wire, wanted, peer)
 
     def _took(self, peer: _Connection, sent: int) -> int:
         """Bytes that are left."""
@@ -317,7 +311,7 @@ class Server:
         with self._lock:
             if self._connections.pop(peer.number, None) is None:
                 return
-        selector.unregister(peer.sock)
-        peer.sock.close()
+        selector.unregister(peer.wire)
+        peer.wire.close()
         log.info("gateway connection %d ended: %s", peer.number, why)
         self._deliver(peer.number, Gone())

@@ -95,6 +95,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gateways: Annotated[
         int, Meta(ge=1, le=64, description="Processes that serve HTTP on the port, for the engine's tokens; Linux.")
     ] = 1
+    ray: Annotated[
+        str,
+        Meta(
+            description="Ray cluster whose nodes run the engines: host:port, auto for that of this machine, local for "
+            "one of this machine alone; needs headrace[ray]."
+        ),
+    ] = ""
+    ray_name: Annotated[str, Meta(min_length=1, description="With --ray: what other gateways attach to.")] = "headrace"
+    attach: Annotated[
+        str, Meta(description="With --ray: the server of that name keeps the engines, and this gateway uses them too.")
+    ] = ""
+    engine_tls_cert: Annotated[
+        str,
+        Meta(
+            description="With --ray: certificate (PEM) of engines and gateways, for the DNS name headrace-engine; "
+            "empty: made at each start."
+        ),
+    ] = ""
+    engine_tls_key: Annotated[str, Meta(description="Its key.")] = ""
+    engine_tls_ca: Annotated[str, Meta(description="Certificate of the authority that has signed it.")] = ""
     cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""
     max_body: Annotated[Size, Meta(description="Largest request body.")] = 16 << 20
     drain_timeout: Annotated[

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.console import Console
 
+from gateway.cluster.options import check_ray
 from gateway.config import Config, ConfigError
+from gateway.engines.handles import EngineLauncher
 from gateway.engines.placement import NoSuchPlace, places, visible_gpus
 from gateway.engines.replicas import Replicas
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup
@@ -36,6 +39,7 @@ from gateway.startup_log import PhaseLog, ready_line
 from scheduler.protocol import EngineConfig, Progress, Ready
 
 if TYPE_CHECKING:
+    from gateway.cluster.server import Cluster
     from gateway.model.served import ServedModel
     from gateway.timeline.spans import Spans
 
@@ -76,12 +80,19 @@ def serve(config: Config, around: Surroundings) -> int:
         keys = keys_of(config, around.clock)
         check_spans(config)
         check_gateways(config)
-        placed(config, around.environ)
+        check_ray(config)
+        if not config.ray:
+            placed(config, around.environ)
         bound = bind if config.gateways == 1 else bind_shared
         listener = bound(config.host, config.port)  # before the model: a busy port is told at once
-        with listener, PhaseLog() if config.log_format == "json" else Display(around.progress) as display:
-            resolved = resolve_model(model_request(config), around.environ, display.report)
-            return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began), display))
+        with (
+            listener,
+            PhaseLog() if config.log_format == "json" else Display(around.progress) as display,
+            joined(config) as cluster,
+        ):
+            known = cluster.model() if cluster is not None else None
+            resolved = known or resolve_model(model_request(config), around.environ, display.report)
+            return asyncio.run(_serve(_Plan(config, around, keys, listener, resolved, began, cluster), display))
     finally:
         gc.enable()
 
@@ -94,15 +105,17 @@ class _Plan:
     listener: socket.socket
     resolved: ResolvedModel
     began: float
+    cluster: Cluster | None = None  # where engines run on other machines too
 
 
 async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     signals = Signals()
     signals.install()
-    setups = engine_setups(plan.config, plan.resolved, plan.around.environ, plan.around.engine_command)
-    metrics = Metrics(len(setups))
-    replicas = Replicas(setups, metrics.engines, plan.config.prefix_caching, lambda *told: siblings.engine_died(*told))
-    siblings = siblings_of(plan, replicas.folder, metrics, len(setups))
+    launchers = await launchers_of(plan)
+    metrics = Metrics(len(launchers))
+    caching = plan.config.prefix_caching
+    replicas = Replicas(launchers, metrics.engines, caching, lambda *told: siblings.engine_died(*told))
+    siblings = siblings_of(plan, replicas.folder, metrics, len(launchers))
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
     try:
@@ -214,6 +227,29 @@ def model_request(config: Config) -> ModelRequest:
     nanochat = NanochatChoice(config.source, config.model_tag, config.step)
     is_dummy = config.load_format == "dummy"
     return ModelRequest(config.model, config.served_model_name, is_dummy, config.tokenizer, nanochat)
+
+
+async def launchers_of(plan: _Plan) -> Sequence[EngineLauncher]:
+    """Of each engine. Raises ConfigError."""
+    if plan.cluster is not None:
+        asked = engine_config(plan.config, plan.resolved)
+        return await plan.cluster.launchers(asked, model_request(plan.config), plan.resolved)
+    return engine_setups(plan.config, plan.resolved, plan.around.environ, plan.around.engine_command)
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[Cluster | None]:
+    """Raises ConfigError or EngineFailed."""
+    if not config.ray:
+        yield None
+        return
+    from gateway.cluster.server import Cluster
+
+    cluster = Cluster(config)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def engine_setups(

@@ -18,6 +18,29 @@ MAX_FRAME_BYTES = 64 << 20
 LENGTH_BYTES = 4
 MAX_SNAPSHOT_ROWS = 256
 MAX_SNAPSHOT_CELLS = 1024
+ENGINE_NAME = "headrace-engine"  # that the certificate of every engine has, whatever its machine is called
+# Of a TCP connection on which nothing is said: asked after so many seconds, then so often, until it is given up.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
+class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of one side of a connection between machines, as PEM texts. Each side shows its certificate, and asks the other
+    for one that the authority has signed."""
+
+    certificate: str
+    key: str
+    authority: str  # its certificate
+
+    def __repr__(self) -> str:
+        return "Credentials(...)"  # no key in a log
+
+
+class Tcp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an engine listens for gateways of other machines, or they find it: TLS with certificates both ways."""
+
+    host: str  # to listen on; empty: every interface
+    port: int  # to listen on; 0: chosen by the system, and told by a LogLine
+    credentials: Credentials
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str  # path of a .gguf file, of a folder with config.json, or of a checkpoint of rosellm or nanochat
     format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"]  # dummy: seeded weights for a config.json
     socket_path: str
+    tcp: Tcp | None = None  # listen there, and not at socket_path
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = 0  # 0: chosen by the engine
@@ -53,6 +77,7 @@ class LogLine(msgspec.Struct, frozen=True):
     logger: str
     message: str
     exception: str | None = None  # with its traceback
+    port: int | None = None  # at which it listens now
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):

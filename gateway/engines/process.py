@@ -36,6 +36,7 @@ class EngineProcess:
         self._process = process
         self._socket_path = socket_path
         self._is_ours = False  # its end
+        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._listening = asyncio.create_task(self._listen(), name="engine output")
 
     @classmethod
@@ -67,6 +68,17 @@ class EngineProcess:
             except (FileNotFoundError, ConnectionRefusedError):
                 await asyncio.sleep(CONNECT_PERIOD_S)
         raise EngineFailed("lost", f"the engine did not open its socket within {CONNECT_LIMIT_S:g} s")
+
+    async def port(self) -> int:
+        """Of one that was told to listen on TCP. Raises EngineFailed as `connect` does."""
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({ended, self._port}, timeout=CONNECT_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if self._port.done():
+            return self._port.result()
+        raise EngineFailed("lost", await self.last_words() or f"the engine did not listen within {CONNECT_LIMIT_S:g} s")
 
     def lead_to(self, path: Path) -> None:
         """By a name that stays, other gateways find the engine of now."""
@@ -142,6 +154,8 @@ class EngineProcess:
         if said is not None:
             self.lines.append(_gist(said)[:MAX_WORDS_CHARS])
             _relay(said)
+            if said.port is not None and not self._port.done():
+                self._port.set_result(said.port)
 
 
 def parse_line(line: bytes) -> LogLine | None:

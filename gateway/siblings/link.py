@@ -14,6 +14,7 @@ import msgspec
 from gateway.answers.live import Live
 from gateway.dashboard.elsewhere import Elsewhere, elsewhere_of
 from gateway.engines.socket import EngineFailed, Listener, SocketEngine
+from gateway.engines.tls import open_engine
 from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
 from gateway.openai import encode
@@ -155,7 +156,7 @@ async def follow(socket: Path, engine: SocketEngine, on_ready: Callable[[Ready],
     listener = Listener(_unseen, on_ready)
     while True:
         try:
-            reader, writer = await asyncio.open_unix_connection(socket)
+            reader, writer = await open_engine(socket)
         except OSError:
             await asyncio.sleep(SEEK_S)
             continue

@@ -33,14 +33,9 @@ SUBMIT = Submit([7], [1, 2, 3], SamplingParams(max_tokens=4), [0])
 class Gateway:
     """The other end, blocking, with a deadline on every read."""
 
-    def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
-        try:
-            self.sock.connect(str(path))
-        except OSError:
-            self.sock.close()
-            raise
+    def __init__(self, at: Path | socket.socket) -> None:
+        """at: where to connect, or a connection."""
+        self.sock = _connected(at) if isinstance(at, Path) else at
         self._splitter = FrameSplitter()
         self._bodies: list[bytes] = []
 
@@ -53,6 +48,17 @@ class Gateway:
             assert data, "the engine closed the connection"
             self._bodies = self._splitter.feed(data)
         return from_engine_decoder.decode(self._bodies.pop(0))
+
+
+def _connected(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    try:
+        sock.connect(str(path))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 @pytest.fixture

@@ -1,0 +1,197 @@
+"""Engines on the nodes of a Ray cluster: each start takes a place of its own, wherever there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import ray
+import ray.exceptions
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from gateway.cluster.host import EngineHost
+from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
+from gateway.cluster.options import Share
+from gateway.cluster.session import last_line
+from gateway.engines import tls
+from gateway.engines.handles import EngineHandle, Streams
+from gateway.engines.socket import EngineFailed
+from scheduler.protocol import Credentials, Tcp
+
+PLACE_S = 900.0  # an autoscaler may have to start a machine
+LOOK_S = 1.0
+TELL_S = 30.0  # between two lines of the log on waiting for a place
+START_S = 600.0  # for the model may have to be fetched on that node
+LAST_WORDS_S = 1.0
+STOP_S = 12.0  # EngineProcess.stop takes ten
+
+log = logging.getLogger("headrace.cluster")
+_answer = msgspec.json.Decoder(Answer)
+
+
+class RayLauncher:
+    """An EngineLauncher of one replica."""
+
+    def __init__(self, replica: int, order: Order, share: Share, gateway: Credentials, registry: Any) -> None:
+        """gateway: with which engines are connected to. registry: a Registry's handle."""
+        self.replica = replica
+        self._order = msgspec.json.encode(order)
+        self._share = share
+        self._credentials = gateway
+        self._registry = registry
+        self._num_starts = 0
+        self.engine: RayEngine | None = None  # that was started last
+
+    async def start(self, socket: Path) -> EngineHandle:
+        self._num_starts += 1
+        place = _Place(self.replica, self._share)
+        try:
+            await place.take()
+            started = await self._start(place)
+        except BaseException:
+            place.leave()
+            raise
+        tcp = Tcp(started.host, started.port, self._credentials)
+        log.info("replica %d is at %s:%d", self.replica, started.host, started.port)
+        life = _Life(self._registry, self.replica, self._num_starts)
+        self.engine = RayEngine(place, tcp, started.node_id, life)
+        return self.engine
+
+    async def _start(self, place: _Place) -> Started:
+        try:
+            async with asyncio.timeout(START_S):
+                answer: Answer = _answer.decode(await place.host.start.remote(self._order))
+        except TimeoutError:
+            raise EngineFailed("lost", f"the engine did not start within {START_S:g} s") from None
+        except ray.exceptions.RayError as error:
+            raise EngineFailed("lost", f"the engine's host failed: {last_line(error)}") from error
+        if isinstance(answer, Refused):
+            raise EngineFailed(answer.kind, answer.message)
+        return answer
+
+
+class _Place:
+    """Resources of one node, and the actor in them. Always the same node for all GPUs of an engine. Ray gives the node
+    that has most of them free, and none that it is about to remove."""
+
+    def __init__(self, replica: int, share: Share) -> None:
+        self._replica = replica
+        self._share = share
+        self._group: PlacementGroup | None = None
+        self.host: Any = None
+
+    async def take(self) -> None:
+        """Raises EngineFailed if there is none for long."""
+        self._group = group = await asyncio.to_thread(placement_group, [self._share.bundle], strategy="STRICT_PACK")
+        clock = asyncio.get_running_loop().time
+        began = told = clock()
+        while not await asyncio.to_thread(group.wait, LOOK_S):
+            if clock() - began > PLACE_S:
+                raise EngineFailed("lost", f"no node has had {self._share} free for replica {self._replica}")
+            if clock() - told > TELL_S:
+                told = clock()
+                log.warning("replica %d waits for a node with %s free", self._replica, self._share)
+        inside = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        share = {"num_cpus": self._share.num_cpus, "num_gpus": self._share.num_gpus}
+        self.host = ray.remote(EngineHost).options(**share, scheduling_strategy=inside).remote()
+
+    def leave(self) -> None:
+        """At once, with all that runs there. Asks Ray, and does not wait."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            if self.host is not None:
+                ray.kill(self.host)
+            if self._group is not None:
+                remove_placement_group(self._group)
+        self.host = self._group = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What other gateways are told of a run."""
+
+    registry: Any
+    replica: int
+    number: int
+
+    def begin(self, tcp: Tcp) -> None:
+        self.registry.lives.remote(self.replica, self.number, tcp.host, tcp.port)
+
+    def end(self, ended: Ended) -> None:
+        self.registry.ended.remote(self.replica, self.number, msgspec.json.encode(ended))
+
+
+class RayEngine:
+    """An EngineHandle."""
+
+    def __init__(self, place: _Place, tcp: Tcp, node_id: str, life: _Life) -> None:
+        self.node_id = node_id
+        self._place = place
+        self._tcp = tcp
+        self._life = life
+        self._is_ours = False  # its end
+        self._is_leaving = False
+        self._is_silent = False  # its host says nothing, though the engine is gone: the whole node may be
+        self._ended: Ended | None = None
+        self._running = asyncio.create_task(self._run(), name="engine's host")
+
+    async def _run(self) -> None:
+        try:
+            self._ended = msgspec.json.decode(await self._place.host.run.remote(), type=Ended)
+        except ray.exceptions.RayError as error:
+            self._ended = Ended(f"the engine's host at {self._tcp.host} is gone: {last_line(error)}", True)
+
+    async def connect(self) -> Streams:
+        try:
+            return await tls.connect(self._tcp)
+        except OSError as error:
+            where = f"{self._tcp.host}:{self._tcp.port}"
+            raise EngineFailed("lost", f"cannot connect to the engine at {where}: {error}") from error
+
+    def lead_to(self, path: Path) -> None:
+        tls.lead_to(self._tcp, path)
+        self._life.begin(self._tcp)
+
+    @property
+    def was_killed(self) -> bool:
+        if self._is_ours or self._is_leaving:
+            return self._is_leaving
+        return self._is_silent if self._ended is None else self._ended.was_killed
+
+    async def last_words(self) -> str | None:
+        await asyncio.wait({self._running}, timeout=LAST_WORDS_S)
+        if self._ended is not None:
+            return self._ended.words
+        self._is_silent = True
+        return f"the engine at {self._tcp.host} is gone, and nothing is heard of its host"
+
+    def leave(self) -> bool:
+        """Its node is to be removed: what it does goes on elsewhere. False: it goes already."""
+        if self._is_leaving or self._place.host is None:
+            return False
+        self._is_leaving = True
+        self._place.host.kill.remote()
+        return True
+
+    async def stop(self) -> None:
+        self._life.end(Ended(self._ended.words if self._ended else "the engine was stopped", self.was_killed))
+        try:
+            if self._ended is None and not self._is_silent:
+                self._is_ours = True
+                async with asyncio.timeout(STOP_S):
+                    await self._place.host.stop.remote()
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            log.warning("the engine at %s was not stopped: %s", self._tcp.host, last_line(error))
+        finally:
+            self._running.cancel()
+            self._place.leave()
+
+    def kill(self) -> None:
+        if self._place.host is not None:
+            self._is_ours = True
+            self._place.host.kill.remote()
