@@ -28,6 +28,7 @@ from gateway.siblings.messages import (
     Left,
     Open,
     Prepared,
+    Reopen,
     Told,
     ToSibling,
     bodies,
@@ -67,6 +68,7 @@ class Link:
         self._live = live
         self._seen: dict[int, tuple[Snapshot, float]] = {}  # by engine, and when
         self._may_open = asyncio.Event()
+        self._moving: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self, lost: Callable[[], None]) -> None:
@@ -115,10 +117,24 @@ class Link:
                 self._send(Answer(ask_id, live=self._elsewhere()))
             case Ask(ask_id, "timeline", request_id, key):
                 self._send(Answer(ask_id, timeline=self._timeline(request_id, key)))
+            case Ask(ask_id, "shut"):
+                self._engines[message.engine].shut(message.pause)
+                self._send(Answer(ask_id))
+            case Ask(ask_id, "move"):
+                moving = asyncio.create_task(self._move(message), name="move")
+                self._moving.add(moving)
+                moving.add_done_callback(self._moving.discard)
+            case Reopen(engine):
+                self._engines[engine].open()
             case Charges(gateway, spent):
                 self._accounts.charge(gateway, spent, asyncio.get_running_loop().time())
             case Left(gateway):
                 self._accounts.lose(gateway)
+
+    async def _move(self, asked: Ask) -> None:
+        engine = self._engines[asked.engine]
+        await engine.emptied(asked.wait_s)
+        self._send(Answer(asked.ask_id, moved=engine.move(asked.message)))
 
     def _elsewhere(self) -> Elsewhere:
         """The engines' next snapshots come for the next one who asks; where nobody did of late, there are none."""

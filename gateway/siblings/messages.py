@@ -19,7 +19,7 @@ from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
-What = Literal["series", "live", "timeline"]
+What = Literal["series", "live", "timeline", "shut", "move"]
 
 
 def engine_socket(number: int) -> str:
@@ -87,15 +87,21 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     series: list[Series] = []
     timeline: bytes = b""  # as JSON; empty: nothing is known of that request
     live: Elsewhere | None = None
+    moved: int = 0  # requests
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """timeline: the request's, as far as this key may see it."""
+    """timeline: the request's, as far as this key may see it. shut: give this engine no new work; move: what it has of
+    yours goes on elsewhere, after so long; both are answered when done."""
 
     ask_id: int
     what: What
     request_id: str = ""
     key: str | None = None
+    engine: int = 0
+    pause: bool = False  # it will be back in a moment
+    wait_s: float = 0.0
+    message: str = ""
 
 
 class Charges(msgspec.Struct, frozen=True, array_like=True, tag="charges"):
@@ -112,6 +118,12 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag="died"):
     from_outside: bool  # killed by somebody
 
 
+class Reopen(msgspec.Struct, frozen=True, array_like=True, tag="reopen"):
+    """An engine takes work again, as soon as it is ready."""
+
+    engine: int
+
+
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     """A gateway is gone, and with it the requests that were open there."""
 
@@ -119,7 +131,7 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
 
 
 FromSibling = Hello | Prepared | Told | Answer | Charges
-ToSibling = Open | Died | Ask | Charges | Left
+ToSibling = Open | Died | Ask | Charges | Left | Reopen
 
 _encoder = msgspec.msgpack.Encoder()
 from_sibling = msgspec.msgpack.Decoder(FromSibling)
