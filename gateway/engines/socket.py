@@ -190,6 +190,15 @@ class SocketEngine:
             self._up.set()
         self._observer.engine_draining(False)
 
+    async def found(self, within_s: float) -> bool:
+        """Whether it takes work in that time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._up.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def emptied(self, within_s: float) -> bool:
         """Whether all that it has comes to its end in that time."""
         clock = asyncio.get_running_loop().time

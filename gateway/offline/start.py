@@ -31,7 +31,7 @@ OF_SERVERS = frozenset(
         *("host", "port", "cors_origin", "max_body", "drain_timeout", "api_key", "api_key_file", "metrics_auth"),
         *("limit_rpm", "limit_tpm", "limit_concurrency", "responses_store", "responses_store_memory", "timelines"),
         *("otlp_traces_endpoint", "max_background", "debug_profile", "vllm_metric_names", "log_level", "log_format"),
-        *("strict", "gateways", "end_with_stdin", "web_temperature", "web_top_k", "web_max_tokens"),
+        *("strict", "gateways", "end_with_stdin", "admin", "web_temperature", "web_top_k", "web_max_tokens"),
         *("generate_temperature", "generate_top_k", "generate_top_p", "generate_stop_on_eos", "generate_do_sample"),
     }
 )

@@ -26,7 +26,6 @@ from gateway.siblings.messages import (
     Left,
     Open,
     Prepared,
-    Reopen,
     Setup,
     Told,
     ToSibling,
@@ -305,9 +304,11 @@ class Siblings:
         asking = [self._ask(each, asked, wait_s + SHUT_S) for each in self._siblings.values()]
         return sum(answer.moved for answer in await asyncio.gather(*asking) if answer is not None)
 
-    def reopen(self, engine: int) -> None:
+    async def reopen(self, engine: int) -> None:
+        """Returns when they have found it, or soon after."""
         self._shut.pop(engine, None)
-        self._send_others(0, Reopen(engine))
+        asked = Ask(0, "open", engine=engine, wait_s=SHUT_S)
+        await asyncio.gather(*[self._ask(each, asked, 2 * SHUT_S) for each in self._siblings.values()])
 
     async def _ask(self, sibling: Sibling, asked: Ask, within_s: float = ASK_S) -> Answer | None:
         """None: it did not answer in time."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,7 +29,6 @@ from gateway.siblings.messages import (
     Left,
     Open,
     Prepared,
-    Reopen,
     Told,
     ToSibling,
     bodies,
@@ -68,7 +68,7 @@ class Link:
         self._live = live
         self._seen: dict[int, tuple[Snapshot, float]] = {}  # by engine, and when
         self._may_open = asyncio.Event()
-        self._moving: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self, lost: Callable[[], None]) -> None:
@@ -120,16 +120,24 @@ class Link:
             case Ask(ask_id, "shut"):
                 self._engines[message.engine].shut(message.pause)
                 self._send(Answer(ask_id))
+            case Ask(ask_id, "open"):
+                self._engines[message.engine].open()
+                self._later(self._found(message))
             case Ask(ask_id, "move"):
-                moving = asyncio.create_task(self._move(message), name="move")
-                self._moving.add(moving)
-                moving.add_done_callback(self._moving.discard)
-            case Reopen(engine):
-                self._engines[engine].open()
+                self._later(self._move(message))
             case Charges(gateway, spent):
                 self._accounts.charge(gateway, spent, asyncio.get_running_loop().time())
             case Left(gateway):
                 self._accounts.lose(gateway)
+
+    def _later(self, answer: Coroutine[Any, Any, None]) -> None:
+        answering = asyncio.create_task(answer, name="answer")
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+
+    async def _found(self, asked: Ask) -> None:
+        await self._engines[asked.engine].found(asked.wait_s)
+        self._send(Answer(asked.ask_id))
 
     async def _move(self, asked: Ask) -> None:
         engine = self._engines[asked.engine]

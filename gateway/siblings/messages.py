@@ -19,7 +19,7 @@ from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
-What = Literal["series", "live", "timeline", "shut", "move"]
+What = Literal["series", "live", "timeline", "shut", "move", "open"]
 
 
 def engine_socket(number: int) -> str:
@@ -92,7 +92,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     """timeline: the request's, as far as this key may see it. shut: give this engine no new work; move: what it has of
-    yours goes on elsewhere, after so long; both are answered when done."""
+    yours goes on elsewhere, after so long; open: give it work again, as soon as you have found it. Answered when done.
+    """
 
     ask_id: int
     what: What
@@ -118,12 +119,6 @@ class Died(msgspec.Struct, frozen=True, array_like=True, tag="died"):
     from_outside: bool  # killed by somebody
 
 
-class Reopen(msgspec.Struct, frozen=True, array_like=True, tag="reopen"):
-    """An engine takes work again, as soon as it is ready."""
-
-    engine: int
-
-
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     """A gateway is gone, and with it the requests that were open there."""
 
@@ -131,7 +126,7 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
 
 
 FromSibling = Hello | Prepared | Told | Answer | Charges
-ToSibling = Open | Died | Ask | Charges | Left | Reopen
+ToSibling = Open | Died | Ask | Charges | Left
 
 _encoder = msgspec.msgpack.Encoder()
 from_sibling = msgspec.msgpack.Decoder(FromSibling)
