@@ -239,6 +239,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(description="Running requests go on with the next engine when theirs dies; no: they get an error."),
     ] = True
+    admin: Annotated[
+        bool, Meta(description="Engines can be drained, resumed and reloaded, by headrace drain and the like.")
+    ] = False
     debug_profile: Annotated[
         bool, Meta(description="POST /debug/profile gives a profiler's trace of the engine's next steps.")
     ] = False

@@ -18,6 +18,7 @@ from gateway.http.ratelimit import Accounts, RateLimits
 from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
+from gateway.rolling.rolling import Rolling
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 
@@ -107,3 +108,4 @@ class Services:
     live: Live = field(default_factory=Live)
     accounts: Accounts = field(default_factory=Accounts)
     others: Others | None = None  # of the first of several gateways
+    rolling: Rolling | None = None  # None: it is off

@@ -25,6 +25,7 @@ from scheduler.protocol import EngineStats, Output, Submit
 from scheduler.types import Rejected
 
 _log = logging.getLogger("headrace.generation")
+MAX_PAUSED = 4096  # requests of a gateway that may be open while no engine takes work for a moment
 
 
 @dataclass(slots=True)
@@ -182,7 +183,13 @@ class Generation:
         ids, now = self._seq_ids[prompt * self._job.n : (prompt + 1) * self._job.n], self._services.clock()
         for seq_id in ids:
             self._runs[seq_id].visit.submitted_at = now
-        await self.submit(self._submission(ids))
+        try:
+            await self.submit(self._submission(ids))
+        except EngineUnavailable as error:
+            services = self._services
+            if not services.engine.is_paused or services.live.num_requests > MAX_PAUSED:
+                raise
+            self._migration.begin(Death.by_plan(error.message), set(ids))  # to the next engine, with the others
 
     def _submission(self, seq_ids: Sequence[int]) -> Submit:
         parts = {id: self._runs[id] for id in seq_ids}

@@ -137,7 +137,7 @@ class Migration:
             self._deaths.append(death)
         self._lost |= lost
         self.unheard -= lost  # the others are in an engine that lives
-        self._num_moves += 1
+        self._num_moves += not death.planned
         self._settled.clear()
         if self._lost_at is None:
             self._lost_at = self._services.clock()

@@ -81,6 +81,10 @@ class CalculatingEngine:
         return self._engine.ready
 
     @property
+    def is_paused(self) -> bool:
+        return self._engine.is_paused
+
+    @property
     def replicas(self) -> Sequence[Replica]:
         return self._engine.replicas
 

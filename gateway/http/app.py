@@ -36,6 +36,7 @@ from gateway.openapi.routes import docs_routes
 from gateway.requests.parse import unbuilt
 from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
 from gateway.responses.routes import responses_routes
+from gateway.rolling.routes import rolling_routes
 from gateway.roseinfer.generate import prepare_generate
 from gateway.services import Services
 from gateway.timeline.laps import Cause, Laps
@@ -94,6 +95,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/stats", pages.stats),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
+        *rolling_routes(services),
         Route("/debug/profile", TakeProfile(services), methods=["POST"]),
         Route("/version", pages.version),
         *docs_routes(services),

@@ -360,7 +360,7 @@ async def test_health_and_stats_of_an_idle_server(client: httpx.AsyncClient) -> 
     stats = (await client.get("/stats")).json()
     (worker,) = stats.pop("workers")
     assert stats == {"total_workers": 1, "available_workers": 1, "busy_workers": 0}
-    assert worker == {"gpu_id": 0, "device": "cpu", "running": 0, "waiting": 0, "max_running": 8}
+    assert worker == {"gpu_id": 0, "device": "cpu", "running": 0, "waiting": 0, "max_running": 8, "state": "up"}
 
 
 @pytest.mark.parametrize(
