@@ -219,6 +219,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
+        tp=config.tp,
         attention=config.attention,
         block_size=config.block_size,
         kv_cache_bytes=config.kv_cache_memory,
