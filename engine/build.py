@@ -312,7 +312,7 @@ def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
 def _allocate_cache(
     config: EngineConfig, checkpoint: Checkpoint, host: Host, working: int, peers: Peers
 ) -> tuple[Limits, KVCache]:
-    """working: bytes to be left free for the steps themselves. All ranks have as many blocks as the least has room for."""
+    """working: bytes to be left free for the steps themselves. All ranks have as many blocks as the least may have."""
     spec, limits = checkpoint.spec, _limits(config, checkpoint.spec, host)
     budget = config.kv_cache_bytes or _cache_budget(config, host, working)
     num_blocks = kvcache.num_blocks_for(spec, config.block_size, host.dtype, budget, limits.max_model_len)

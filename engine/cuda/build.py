@@ -33,7 +33,7 @@ class Model:
     spec: ModelSpec
     weights: Weights
     rope_factors: Tensor | None
-    sums: Sums | None  # None: there are no other ranks
+    sums: Sums | None = None  # None: there are no other ranks
 
 
 def model_of(spec: ModelSpec, weights: Weights, rope_factors: Tensor | None, peers: Peers) -> Model:

@@ -26,7 +26,7 @@ def _embed(ids, rows, last_tokens, table, out, first, count, hidden: tl.constexp
 
 
 def embed(ids: Tensor, rows: Tensor, last_tokens: Tensor, table: Tensor, out: Tensor, first: int = 0) -> None:
-    """ids, rows: [tokens] int32; last_tokens: [rows] int64; table: [ids, hidden], of those from `first` on; out: [tokens,
+    """ids, rows: [tokens] int32; last_tokens: [rows] int64; table: [ids, hidden], from `first` on; out: [tokens,
     hidden]."""
     hidden = table.shape[1]
     block = triton.next_power_of_2(hidden)

@@ -79,10 +79,9 @@ def _put(places, words, inside, PUT: tl.constexpr, PUT_TYPES: tl.constexpr, PACK
     if PUT is None:
         tl.store(places, words, mask=inside)
         return inside.to(tl.int32) * 0
-    else:
-        return tl.inline_asm_elementwise(
-            PUT, PUT_TYPES, [places, words, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=PACK
-        )
+    return tl.inline_asm_elementwise(
+        PUT, PUT_TYPES, [places, words, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=PACK
+    )
 
 
 @triton.jit
@@ -94,36 +93,32 @@ def _take(places, count, inside, TAKE: tl.constexpr, TAKE_TYPES: tl.constexpr, P
         while tl.sum((((words >> 32).to(tl.int32) != count) & inside).to(tl.int32), axis=0) > 0:
             words = tl.load(places, mask=inside, other=0, volatile=True)
         return words.to(tl.int32)
-    else:
-        return tl.inline_asm_elementwise(
-            TAKE, TAKE_TYPES, [places, count, inside.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=PACK
-        )
+    return tl.inline_asm_elementwise(
+        TAKE, TAKE_TYPES, [places, count, inside.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=PACK
+    )
 
 
 @triton.jit
 def _low(words, KIND: tl.constexpr):
     """As float32, the number in the low half; the only one where numbers have 4 bytes."""
-    if KIND == tl.float32:
+    if tl.float32 == KIND:
         return words.to(tl.float32, bitcast=True)
-    else:
-        return (words & 0xFFFF).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
+    return (words & 0xFFFF).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _high(words, KIND: tl.constexpr):
-    if KIND == tl.float32:
+    if tl.float32 == KIND:
         return tl.zeros_like(words).to(tl.float32)
-    else:
-        return (words >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
+    return (words >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _packed(low, high, KIND: tl.constexpr):
-    if KIND == tl.float32:
+    if tl.float32 == KIND:
         return low.to(tl.int32, bitcast=True)
-    else:
-        low_bits = low.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        return low_bits | (high.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+    low_bits = low.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return low_bits | (high.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
 @triton.jit
@@ -272,6 +267,7 @@ def link(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Links | N
             inbox_words(spec.num_ranks, max_rows, spec.hidden, dtype), dtype=torch.int64, device=device
         )
         inbox.zero_()
+        torch.cuda.synchronize(device)  # before anybody can know its address
         group = dist.group.WORLD
         assert group is not None, "ranks have found each other before"
         handle = symmetric.rendezvous(inbox, group)
@@ -283,7 +279,6 @@ def link(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Links | N
     except (RuntimeError, TypeError) as error:
         log.warning("sums over ranks go by NCCL, which takes longer for single tokens: %s", error)
         return None
-    torch.cuda.synchronize(device)
     counts = torch.zeros(max_rows, dtype=torch.int32, device=device)
     return Links(torch.tensor(addresses, dtype=torch.int64, device=device), counts, spec.rank, (inbox, handle, views))
 

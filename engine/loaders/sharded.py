@@ -23,7 +23,9 @@ class ShardedCheckpoint:
         self._parts = shards.parts(whole, self.spec)
 
     def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
-        self._checkpoint.read_into({name: self._filled(name, view) for name, view in table.items()}, report, self._parts)
+        self._checkpoint.read_into(
+            {name: self._filled(name, view) for name, view in table.items()}, report, self._parts
+        )
 
     def _filled(self, name: str, view: Tensor) -> Tensor:
         """Without the rows that stand for no id: those are zero."""

@@ -48,7 +48,7 @@ def share(spec: Any, rank: int, num_ranks: int) -> ModelSpec:
         raise ModelRefused(f"--tp {num_ranks} does not divide {spec.architecture}, only models of the Llama family")
     if spec.num_heads % num_ranks or spec.ffn % num_ranks:
         raise ModelRefused(
-            f"--tp {num_ranks} does not divide {spec.num_heads} attention heads and {spec.ffn} columns of the MLP evenly"
+            f"--tp {num_ranks} does not divide {spec.num_heads} attention heads and {spec.ffn} columns of MLPs evenly"
         )
     if spec.num_kv_heads % num_ranks and num_ranks % spec.num_kv_heads:
         raise ModelRefused(f"--tp {num_ranks} does not divide {spec.num_kv_heads} heads of keys and values evenly")

@@ -1,4 +1,4 @@
-"""What the ranks of a tensor-parallel group do together in a forward pass. Every rank calls the same in the same order."""
+"""What ranks of a tensor-parallel group do together in a forward pass. Each calls the same, in the same order."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,13 +19,25 @@ from engine.logs import configure_logging
 from engine.parallel.messages import Alive, Failed, Kind, Launch, RankSetup, frame, to_rank_decoder
 from scheduler.protocol import LENGTH_BYTES
 
+if TYPE_CHECKING:
+    from engine.parallel.leader import Shared
+
 log = logging.getLogger("headrace.engine")
 
 ALIVE_S = 1.0
 PR_SET_PDEATHSIG = 1  # Linux
 
 
-def main() -> None:
+Make = Callable[[RankSetup], "Shared"]
+
+
+def built(setup: RankSetup) -> Shared:
+    from engine.build import Phases, build  # imports torch
+
+    return build(setup.config, Phases(lambda *_: None), setup.seat)[1]
+
+
+def main(make: Make = built) -> None:
     """Never returns: no part of a process whose peers may be gone is taken down in order."""
     configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -32,14 +45,14 @@ def main() -> None:
     _name_lines(setup.seat.rank)
     _die_with_parent()
     sock = socket.socket(fileno=setup.socket)
-    code = run(setup, sock)
+    code = run(make, setup, sock)
     sys.stderr.flush()
     os._exit(code)
 
 
-def run(setup: RankSetup, sock: socket.socket) -> int:
+def run(make: Make, setup: RankSetup, sock: socket.socket) -> int:
     try:
-        serve(setup, sock)
+        follow(make(setup), sock)
         return 0
     except Exception as error:
         from engine.errors import ModelRefused, OutOfMemory
@@ -55,10 +68,8 @@ def run(setup: RankSetup, sock: socket.socket) -> int:
         return 1
 
 
-def serve(setup: RankSetup, sock: socket.socket) -> None:
-    from engine.build import Phases, build  # imports torch
-
-    _, runner, _ = build(setup.config, Phases(lambda *_: None), setup.seat)
+def follow(runner: Shared, sock: socket.socket) -> None:
+    """Until rank 0 hangs up."""
     threading.Thread(target=_tell, args=(sock,), daemon=True).start()
     for body in _frames(sock):
         message = to_rank_decoder.decode(body)

@@ -113,6 +113,11 @@ class Ranks:
                 rank.process.wait(max(deadline - self._clock(), 0.0))
         self.kill()
         self._thread.join(STOP_S)
+        for rank in self._ranks:
+            rank.sock.close()
+            rank.process.wait(STOP_S)
+            if rank.process.stdin is not None:
+                rank.process.stdin.close()
 
     def kill(self) -> None:
         for rank in self._ranks:
