@@ -73,15 +73,21 @@ def _constraints(output: str, inputs: str, pack: int) -> str:
     return ",".join([output] * pack + [kind for kind in inputs for _ in range(pack)])
 
 
+# One return in each: the compiler reads on behind a first, whatever is constant.
+
+
 @triton.jit
 def _put(places, words, inside, PUT: tl.constexpr, PUT_TYPES: tl.constexpr, PACK: tl.constexpr):
     """Returns zeros, for whatever is to come after it to depend on."""
+    flags = inside.to(tl.int32)
     if PUT is None:
         tl.store(places, words, mask=inside)
-        return inside.to(tl.int32) * 0
-    return tl.inline_asm_elementwise(
-        PUT, PUT_TYPES, [places, words, inside.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=PACK
-    )
+        done = flags * 0
+    else:
+        done = tl.inline_asm_elementwise(
+            PUT, PUT_TYPES, [places, words, flags], dtype=tl.int32, is_pure=False, pack=PACK
+        )
+    return done
 
 
 @triton.jit
@@ -92,33 +98,42 @@ def _take(places, count, inside, TAKE: tl.constexpr, TAKE_TYPES: tl.constexpr, P
         words = tl.load(places, mask=inside, other=0, volatile=True)
         while tl.sum((((words >> 32).to(tl.int32) != count) & inside).to(tl.int32), axis=0) > 0:
             words = tl.load(places, mask=inside, other=0, volatile=True)
-        return words.to(tl.int32)
-    return tl.inline_asm_elementwise(
-        TAKE, TAKE_TYPES, [places, count, inside.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=PACK
-    )
+        numbers = words.to(tl.int32)
+    else:
+        flags = inside.to(tl.int32)
+        numbers = tl.inline_asm_elementwise(
+            TAKE, TAKE_TYPES, [places, count, flags], dtype=tl.int32, is_pure=True, pack=PACK
+        )
+    return numbers
 
 
 @triton.jit
-def _low(words, KIND: tl.constexpr):
+def _low(words, kind: tl.constexpr):
     """As float32, the number in the low half; the only one where numbers have 4 bytes."""
-    if tl.float32 == KIND:
-        return words.to(tl.float32, bitcast=True)
-    return (words & 0xFFFF).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
+    if kind == tl.float32:
+        number = words.to(tl.float32, bitcast=True)
+    else:
+        number = (words & 0xFFFF).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+    return number
 
 
 @triton.jit
-def _high(words, KIND: tl.constexpr):
-    if tl.float32 == KIND:
-        return tl.zeros_like(words).to(tl.float32)
-    return (words >> 16).to(tl.int16).to(KIND, bitcast=True).to(tl.float32)
+def _high(words, kind: tl.constexpr):
+    if kind == tl.float32:
+        number = tl.zeros_like(words).to(tl.float32)
+    else:
+        number = (words >> 16).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+    return number
 
 
 @triton.jit
-def _packed(low, high, KIND: tl.constexpr):
-    if tl.float32 == KIND:
-        return low.to(tl.int32, bitcast=True)
-    low_bits = low.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return low_bits | (high.to(KIND).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+def _packed(low, high, kind: tl.constexpr):
+    if kind == tl.float32:
+        words = low.to(tl.int32, bitcast=True)
+    else:
+        low_bits = low.to(kind).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        words = low_bits | (high.to(kind).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+    return words
 
 
 @triton.jit
@@ -134,7 +149,7 @@ def _sum_rows(
     hidden,
     WORDS: tl.constexpr,
     BLOCK: tl.constexpr,
-    KIND: tl.constexpr,
+    kind: tl.constexpr,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
     ADD: tl.constexpr,
@@ -172,16 +187,16 @@ def _sum_rows(
         if rank != RANK:
             place = ((first + rank) * max_rows + row).to(tl.int64) * WORDS
             words = _take(mine + place + at, count + sent, inside, TAKE, TAKE_TYPES, PACK)
-        low += _low(words, KIND)
-        high += _high(words, KIND)
+        low += _low(words, kind)
+        high += _high(words, kind)
     if ADD:
-        low += _low(before, KIND)
-        high += _high(before, KIND)
-    summed = _packed(low, high, KIND)
+        low += _low(before, kind)
+        high += _high(before, kind)
+    summed = _packed(low, high, kind)
     tl.store(residual + row * WORDS + at, summed, mask=inside)
-    low, high = _low(summed, KIND), _high(summed, KIND)
+    low, high = _low(summed, kind), _high(summed, kind)
     inverse = tl.rsqrt(tl.sum(low * low + high * high, axis=0) / hidden + eps)
-    normed = _packed(low * inverse * _low(scale, KIND), high * inverse * _high(scale, KIND), KIND)
+    normed = _packed(low * inverse * _low(scale, kind), high * inverse * _high(scale, kind), kind)
     tl.store(out + row * WORDS + at, normed, mask=inside)
     tl.debug_barrier()  # all threads have read the count
     tl.store(counts + row, count)
