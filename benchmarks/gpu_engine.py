@@ -18,6 +18,9 @@ from engine.build import Phases, build
 from engine.compiling import CompileQueue
 from engine.grammar import Compiler
 from engine.loop import Loop
+from engine.parallel.leader import Leader
+from engine.parallel.messages import SOLE
+from engine.parallel.ranks import Loss, Ranks, end_process
 from scheduler.plan import PromptResult, StepPlan, StepResult, TokenLogprob
 from scheduler.protocol import (
     Abort,
@@ -173,7 +176,9 @@ class LocalEngine:
         self.seconds: dict[str, float] = {}
         began = time.perf_counter()
         self._phases = Phases(lambda *_: None)
-        self.scheduler, runner, ready = build(config, self._phases)
+        self._ranks = Ranks(config, _end) if config.tp > 1 else None
+        self.scheduler, built, ready = build(config, self._phases, self._ranks.seat if self._ranks else SOLE)
+        runner = Leader(built, self._ranks) if self._ranks else built
         self.ready: Ready = ready
         self.start_s = time.perf_counter() - began
         self.runner = TimedRunner(runner)
@@ -223,6 +228,8 @@ class LocalEngine:
     def close(self) -> None:
         """Gives the memory back."""
         self._grammars.close()
+        if self._ranks is not None:
+            self._ranks.close()
         del self._loop, self.runner, self.scheduler
         gc.collect()
         if torch.cuda.is_available():
@@ -241,6 +248,11 @@ class LocalEngine:
             "max_step_tokens": ready.max_step_tokens,
             "weights_bytes": ready.weights_bytes,
         }
+
+
+def _end(loss: Loss) -> None:
+    print(f"the ranks have come to their end: {loss.message}", flush=True)
+    end_process(was_killed=False)
 
 
 def engine_config(folder: Path, device: str, overrides: dict[str, str], **values: Any) -> EngineConfig:

@@ -22,9 +22,11 @@ from engine.door import door_of
 from engine.heart import Heart
 from engine.importing import import_torch
 from engine.logs import configure_logging
+from engine.parallel.messages import SOLE
+from engine.parallel.ranks import Loss, Ranks, end_process
 from engine.profile import Profiles, Tracer
 from engine.server import Server
-from scheduler.protocol import EngineConfig, Fatal, Progress
+from scheduler.protocol import EngineConfig, Fatal, Progress, Ready
 
 if TYPE_CHECKING:
     from engine.build import Phases
@@ -38,6 +40,11 @@ PROFILER_ENVIRONMENT = {  # read while torch is imported, or when it first profi
     "TEARDOWN_CUPTI": "0",  # to take CUPTI down and up again does not go well with CUDA graphs
 }
 
+RANKS_ENVIRONMENT = {  # NVLink's multicast is not used, and in virtual machines of some makers does harm
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
+
 
 def main() -> int:
     configure_logging()
@@ -48,13 +55,39 @@ def main() -> int:
             os.environ.setdefault(name, value)
     heart = Heart()
     server = Server(door_of(config), pulse=heart.pulse)
+    if config.tp > 1:
+        return serve_together(config, server, heart)
     try:
         return serve(config, server, heart)
     finally:
         server.close(FAREWELL_S)
 
 
-def serve(config: EngineConfig, server: Server, heart: Heart) -> int:
+def serve_together(config: EngineConfig, server: Server, heart: Heart) -> int:
+    """With ranks beside this one. Never returns: see end_process."""
+
+    def end(loss: Loss) -> None:
+        log.error("%s", loss.message)
+        if not server.has_told(Ready):
+            server.broadcast(Fatal(loss.kind, loss.message))
+            server.linger(FAREWELL_S)
+        end_process(loss.was_killed)
+
+    for name, value in RANKS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ranks = Ranks(config, end)
+    code = 1
+    try:
+        code = serve(config, server, heart, ranks)
+    except Exception:
+        log.exception("the engine failed")
+    finally:
+        ranks.close()
+        server.close(FAREWELL_S)
+        os._exit(code)
+
+
+def serve(config: EngineConfig, server: Server, heart: Heart, ranks: Ranks | None = None) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
     gc.disable()  # imports make little garbage, and looking for it takes a tenth of their time
     import_torch()  # here, so that a gateway can connect meanwhile
@@ -63,19 +96,21 @@ def serve(config: EngineConfig, server: Server, heart: Heart) -> int:
     from engine.errors import ModelRefused, OutOfMemory
     from engine.grammar import Compiler
     from engine.loop import Loop, StepsFail
+    from engine.parallel.leader import Leader
 
     gc.freeze()  # collections pass over torch, which takes 0.1 s
     gc.enable()  # again: what steps leave on a device must not count as memory that they need
     phases = Phases(lambda name, done, total: server.broadcast(Progress(name, done, total)))
     try:
-        scheduler, runner, ready = build(config, phases)
+        scheduler, runner, ready = build(config, phases, SOLE if ranks is None else ranks.seat)
     except ModelRefused as error:
         return _give_up(server, Fatal("model", str(error)))
     except (OutOfMemory, MemoryError) as error:
         return _give_up(server, Fatal("memory", str(error) or "out of memory"))
     grammars = CompileQueue(lambda told: Compiler(told, ready.vocab_size).compile, server.wake, time.monotonic)
     profiles = Profiles(tracer(phases) if config.profiling else None, server.send)
-    loop = Loop(scheduler, runner, server, ready.vocab_size, grammars, profiles=profiles, heart=heart)
+    executor = runner if ranks is None else Leader(runner, ranks)
+    loop = Loop(scheduler, executor, server, ready.vocab_size, grammars, profiles=profiles, heart=heart)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()

@@ -9,24 +9,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine import kvcache
 from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused, OutOfMemory
-from engine.flights import Executor
-from engine.host import Host, available_bytes, choose_host
+from engine.host import Host, available_bytes, choose_host, seated
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.loaders.gguf import GgufCheckpoint
+from engine.loaders.sharded import ShardedCheckpoint
 from engine.models import products
 from engine.models.family import FamilyWeights, family_of, num_parameters
 from engine.models.spec import Shape
 from engine.native import choice, library
 from engine.native import weights as native_weights
 from engine.native.decoder import NativeDecoder
+from engine.parallel.messages import SOLE, Seat
+from engine.parallel.peers import ALONE, Peers
 from engine.rows import RowTable
 from engine.runner import Runner
 from scheduler.blocks import BlockPool
@@ -34,6 +36,9 @@ from scheduler.plan import Admit, StepPlan, Work
 from scheduler.protocol import EngineConfig, Ready
 from scheduler.scheduler import Scheduler
 from scheduler.types import Limits, SamplingParams
+
+if TYPE_CHECKING:
+    from engine.parallel.leader import Shared
 
 log = logging.getLogger("headrace.engine")
 Report = Callable[[str, int, int], None]  # phase, done, total
@@ -66,21 +71,36 @@ class Phases:
         self.seconds.append((name, round(self._clock() - started, 3)))
 
 
-def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Executor, Ready]:
-    """Raises ModelRefused or OutOfMemory, each with one line for people."""
-    host = choose_host(config.device, config.dtype, config.threads, config.sharers)
+def build(config: EngineConfig, phases: Phases, seat: Seat = SOLE) -> tuple[Scheduler, Shared, Ready]:
+    """Raises ModelRefused or OutOfMemory, each with one line for people. seat: which rank of a tensor-parallel group
+    this is; all of them build at the same time."""
+    host = seated(choose_host(config.device, config.dtype, config.threads, config.sharers), seat)
     torch.set_num_threads(host.threads)
+    if host.device.index is not None:
+        torch.cuda.set_device(host.device)  # what Triton and NCCL go by
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
+        whole = num_parameters(checkpoint.spec)
+        if seat.num_ranks > 1:
+            checkpoint = ShardedCheckpoint(checkpoint, seat.rank, seat.num_ranks)
     try:
-        return _build(config, host, checkpoint, phases)
+        parts = _build(config, host, checkpoint, phases, join(seat, host, phases))
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"{host.device} has too little memory: {str(error).split('. ')[0]}; {REMEDIES}") from None
+    scheduler = Scheduler(parts.limits, BlockPool(parts.cache.num_blocks, parts.limits.block_size), time.monotonic)
+    return scheduler, parts.runner, _ready(checkpoint, host, parts, phases, whole)
 
 
-def _build(
-    config: EngineConfig, host: Host, checkpoint: Checkpoint, phases: Phases
-) -> tuple[Scheduler, Executor, Ready]:
+def join(seat: Seat, host: Host, phases: Phases) -> Peers:
+    if seat.num_ranks == 1:
+        return ALONE
+    from engine.parallel.group import Group  # torch.distributed, which nobody else needs
+
+    with phases.phase("finding the other ranks"):
+        return Group(seat, host.device)
+
+
+def _build(config: EngineConfig, host: Host, checkpoint: Checkpoint, phases: Phases, peers: Peers) -> Parts:
     _check_weights_fit(config, checkpoint.spec, host)
     variant = native_variant(config, host, checkpoint)
     if (
@@ -88,38 +108,36 @@ def _build(
         and isinstance(checkpoint, GgufCheckpoint)
         and native_wins(host, checkpoint, variant, phases)
     ):
-        parts = _build_native(config, host, checkpoint, variant, phases)
-    else:
-        attention = _attention(config.attention, host, checkpoint.spec)
-        with phases.phase("loading weights") as report:
-            weights = load_weights(checkpoint, host, report)
-        if attention is None:
-            parts = _build_cuda(config, host, checkpoint, weights, phases)
-        else:
-            parts = _build_portable(config, host, attention, checkpoint, weights, phases)
-    scheduler = Scheduler(parts.limits, BlockPool(parts.cache.num_blocks, parts.limits.block_size), time.monotonic)
-    return scheduler, parts.runner, _ready(checkpoint, host, parts, phases)
+        return _build_native(config, host, checkpoint, variant, phases)
+    attention = _attention(config.attention, host, checkpoint.spec)
+    with phases.phase("loading weights") as report:
+        weights = load_weights(checkpoint, host, report)
+    if attention is None:
+        return _build_cuda(config, host, checkpoint, weights, phases, peers)
+    return _build_portable(config, host, attention, checkpoint, weights, phases, peers)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     limits: Limits
     cache: KVCache
-    runner: Executor
+    runner: Shared
     attention: str  # whose kernels
     dtype: str  # of the weights
     weights_bytes: int
     working_bytes: int = 0  # of what else the device holds, where that was measured
 
 
-def _build_cuda(config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Any, phases: Phases) -> Parts:
+def _build_cuda(
+    config: EngineConfig, host: Host, checkpoint: Checkpoint, weights: Any, phases: Phases, peers: Peers
+) -> Parts:
     from engine.cuda import build as cuda  # Triton is there on machines with a GPU only
 
-    model = cuda.Model(checkpoint.spec, weights, checkpoint.rope_factors)
+    model = cuda.model_of(checkpoint.spec, weights, checkpoint.rope_factors, peers)
     with phases.phase("compiling kernels, measuring steps"):
         working = cuda.working_bytes(model, _limits(config, checkpoint.spec, host), host.dtype)
     with phases.phase("allocating the KV cache"):
-        limits, cache = _allocate_cache(config, checkpoint, host, working)
+        limits, cache = _allocate_cache(config, checkpoint, host, working, peers)
     runner = cuda.make_runner(model, cache, limits)
     with phases.phase("capturing graphs") as report:
         runner.capture(report)
@@ -133,14 +151,15 @@ def _build_portable(
     checkpoint: Checkpoint,
     weights: FamilyWeights,
     phases: Phases,
+    peers: Peers,
 ) -> Parts:
     if products.can_pack(host.device, host.dtype):
         with phases.phase("packing weights"):
             family_of(checkpoint.spec).pack(weights)
     with phases.phase("allocating the KV cache"):
-        limits, cache = _allocate_cache(config, checkpoint, host, 0)
+        limits, cache = _allocate_cache(config, checkpoint, host, 0, peers)
     family = family_of(checkpoint.spec)
-    decoder = family.decoder(checkpoint, weights, cache, attention, limits.max_model_len)
+    decoder = family.decoder(checkpoint, weights, cache, attention, limits.max_model_len, peers)
     max_blocks = -(-limits.max_model_len // limits.block_size)
     rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
     runner = Runner(decoder, rows, limits.block_size, host.device, prev_ids=family.reads_prev_ids(checkpoint.spec))
@@ -152,7 +171,7 @@ def _build_portable(
 def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> str | None:
     """The compiled forward pass that takes quantised weights as they are. None: the weights are not, it is not compiled
     for this processor, or the configuration asks for something else."""
-    if host.device.type != "cpu" or config.dtype != "auto" or config.attention != "auto":
+    if config.tp > 1 or host.device.type != "cpu" or config.dtype != "auto" or config.attention != "auto":
         return None
     if not isinstance(checkpoint, GgufCheckpoint) or not checkpoint.is_quantised:
         return None
@@ -197,7 +216,7 @@ def _build_native(config: EngineConfig, host: Host, checkpoint: GgufCheckpoint, 
     with phases.phase("loading weights") as report:
         weights = native_weights.load(checkpoint, variant, report)
     with phases.phase("allocating the KV cache"):
-        limits, cache = _allocate_cache(config, checkpoint, host, 0)
+        limits, cache = _allocate_cache(config, checkpoint, host, 0, ALONE)
     max_tokens = max(limits.max_step_tokens, limits.max_seqs, limits.block_size)  # the last for the warm-up
     shapes = (limits.max_model_len, max_tokens, host.threads, variant)
     decoder = NativeDecoder(spec, weights, cache, *shapes, checkpoint.rope_factors)
@@ -288,11 +307,14 @@ def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
     )
 
 
-def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host, working: int) -> tuple[Limits, KVCache]:
-    """working: bytes to be left free for the steps themselves."""
+def _allocate_cache(
+    config: EngineConfig, checkpoint: Checkpoint, host: Host, working: int, peers: Peers
+) -> tuple[Limits, KVCache]:
+    """working: bytes to be left free for the steps themselves. All ranks have as many blocks as the least may have."""
     spec, limits = checkpoint.spec, _limits(config, checkpoint.spec, host)
     budget = config.kv_cache_bytes or _cache_budget(config, host, working)
     num_blocks = kvcache.num_blocks_for(spec, config.block_size, host.dtype, budget, limits.max_model_len)
+    num_blocks = peers.least(num_blocks)
     usable_tokens = (num_blocks - kvcache.RESERVED_BLOCKS) * config.block_size
     if config.max_model_len > usable_tokens:
         per_token = kvcache.block_bytes(spec, config.block_size, host.dtype) // config.block_size
@@ -306,7 +328,7 @@ def _allocate_cache(config: EngineConfig, checkpoint: Checkpoint, host: Host, wo
 
 def _cache_budget(config: EngineConfig, host: Host, working: int) -> int:
     if host.device.type != "cuda":
-        return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE / config.sharers))
+        return min(kvcache.CPU_MAX_BYTES, int(available_bytes() * kvcache.CPU_SHARE / (config.sharers * config.tp)))
     free, total = torch.cuda.mem_get_info(host.device)
     budget = int(free - (1 - config.gpu_memory_fraction) * total - working)
     if budget <= 0:
@@ -340,7 +362,8 @@ def warm_up(runner: Runner, block_size: int) -> None:
     runner.release(0)
 
 
-def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases) -> Ready:
+def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases, whole: int) -> Ready:
+    """whole: parameters of all ranks together."""
     limits = parts.limits
     return Ready(
         device=host.description,
@@ -353,7 +376,7 @@ def _ready(checkpoint: Checkpoint, host: Host, parts: Parts, phases: Phases) -> 
         num_blocks=parts.cache.num_blocks,
         max_seqs=limits.max_seqs,
         max_step_tokens=limits.max_step_tokens,
-        num_parameters=num_parameters(checkpoint.spec),
+        num_parameters=whole,
         weights_bytes=parts.weights_bytes,
         kv_cache_bytes=parts.cache.num_bytes,
         working_bytes=parts.working_bytes,

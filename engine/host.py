@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from engine.errors import ModelRefused
+from engine.parallel.messages import Seat
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags of native bfloat16 products, x86 and Arm
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and copies past registers
@@ -41,6 +42,24 @@ def choose_host(device: str, dtype: str, threads: int, sharers: int = 1) -> Host
     else:
         kind = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     return Host(chosen, kind, num_threads, _describe(chosen, num_threads), _runs_triton(chosen))
+
+
+def seated(host: Host, seat: Seat) -> Host:
+    """A rank's own: its GPU, the first rank's being the one that was chosen, or its share of the threads."""
+    kind, size = host.device.type, seat.num_ranks
+    if size == 1:
+        return host
+    if kind == "cpu":
+        threads = max(host.threads // size, 1)
+        return replace(host, threads=threads, description=f"{size} processes of {_describe(host.device, threads)}")
+    first, there = host.device.index or 0, torch.cuda.device_count()
+    if kind != "cuda":
+        raise ModelRefused(f"--tp {size} needs Nvidia GPUs, or processes on a CPU; the device is {kind}")
+    if first + size > there:
+        raise ModelRefused(f"--tp {size} needs {size} GPUs from cuda:{first} on; torch sees {there} in all")
+    device = torch.device("cuda", first + seat.rank)
+    description = f"{size} GPUs from {_describe(torch.device('cuda', first), host.threads)} on"
+    return replace(host, device=device, description=description, runs_triton=_runs_triton(device))
 
 
 def _device(name: str) -> torch.device:

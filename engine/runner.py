@@ -15,6 +15,7 @@ from engine import sampler
 from engine.batch import BatchView
 from engine.constraint import Masks, judge
 from engine.grammar import Matchers
+from engine.parallel.messages import Drawn
 from engine.prompt import Head, PromptReaders
 from engine.rows import RowTable
 from scheduler.plan import StepPlan, StepResult, Work
@@ -41,6 +42,7 @@ class Runner:
         self._device = device
         self._gives_prev_ids = prev_ids
         self._launched: deque[StepPlan] = deque()
+        self.drawn: Drawn = []  # in the step that was finished last
 
     @property
     def matchers(self) -> Matchers:
@@ -58,6 +60,7 @@ class Runner:
         """Runs the whole step. Whatever it raises, later plans may still be executed once the scheduler has failed
         this."""
         plan = self._launched.popleft()
+        self.drawn = []
         self._update_rows(plan)
         slots = [work.slot for work in plan.works if work.sample]
         sampled = [self._rows[slot] for slot in slots]
@@ -72,12 +75,18 @@ class Runner:
         result = sampler.sample(logits, sampled, self._masks.finish())
         for slot, token in zip(slots, result.tokens, strict=True):
             self._rows.append(slot, token)
+        self.drawn = list(zip(slots, result.tokens, strict=True))
         return msgspec.structs.replace(judge(result, sampled), prompts=prompts)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Where nothing else is in flight."""
         self.launch(plan)
         return self.finish()
+
+    def correct(self, drawn: Drawn) -> None:
+        """Of the step that was finished last: another rank has drawn these."""
+        for slot, token in drawn:
+            self._rows[slot].tokens[-1] = token
 
     def _update_rows(self, plan: StepPlan) -> None:
         for slot in plan.releases:

@@ -168,6 +168,11 @@ class Server:
                 self._queue(peer, frame)
         self._wake_io()
 
+    def has_told(self, kind: type[FromEngine]) -> bool:
+        """To all."""
+        with self._lock:
+            return kind.__name__ in self._greeting
+
     @property
     def congested(self) -> bool:
         """Gateways have much to read. The end of it ends a `wait`."""

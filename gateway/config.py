@@ -191,6 +191,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     generate_top_p: Annotated[float, Meta(ge=0, le=1, description="Its top_p, likewise; 0 and 1: off.")] = 1.0
 
     device: Annotated[str, Meta(description="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    tp: Annotated[
+        Count,
+        Meta(
+            description="Tensor parallel: GPUs that compute each step together, from `device` on, each with a part of "
+            "the weights; on CPUs processes."
+        ),
+    ] = 1
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Meta(
@@ -218,7 +225,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0
     block_size: Annotated[Count, Meta(description="Tokens of one block of the KV cache.")] = 16
     kv_cache_memory: Annotated[
-        Size, Meta(description="Memory of the KV cache, such as 2GiB; 0: chosen from what is free.")
+        Size,
+        Meta(description="Memory of the KV cache, such as 2GiB, with --tp on each GPU; 0: chosen from what is free."),
     ] = 0
     gpu_memory_fraction: Annotated[
         float, Meta(gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache.")

@@ -271,7 +271,7 @@ def engine_setups(
 def placed(config: Config, environ: Mapping[str, str]) -> list[dict[str, str]]:
     """Of each engine, what its environment has beside ours. Raises ConfigError."""
     try:
-        return places(config.replicas, 1, config.device, visible_gpus(environ))
+        return places(config.replicas, config.tp, config.device, visible_gpus(environ))
     except NoSuchPlace as error:
         raise ConfigError(str(error)) from error
 
@@ -284,6 +284,7 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
+        tp=config.tp,
         attention=config.attention,
         block_size=config.block_size,
         kv_cache_bytes=config.kv_cache_memory,

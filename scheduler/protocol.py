@@ -53,9 +53,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = 0  # 0: chosen by the engine
+    tp: int = 1  # ranks of the tensor-parallel group: as many GPUs from `device` on, or processes on CPUs
     attention: Literal["auto", "reference", "sdpa", "numba", "triton"] = "auto"
     block_size: int = 16
-    kv_cache_bytes: int = 0  # 0: chosen by the engine from the memory that is free
+    kv_cache_bytes: int = 0  # of each rank; 0: chosen by the engine from the memory that is free
     gpu_memory_fraction: float = 0.9
     max_model_len: int = 0  # 0: the model's own context, or less where the cache holds less
     max_seqs: int = 0  # 0: chosen by the engine
@@ -153,7 +154,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     max_seqs: int
     max_step_tokens: int
     num_parameters: int
-    weights_bytes: int
+    weights_bytes: int  # this and the next: of each rank, where there are several
     kv_cache_bytes: int
     phases_s: list[tuple[str, float]]  # start-up phases and their seconds
     hidden_size: int = 0  # of the embeddings of prompts

@@ -14,11 +14,13 @@ from engine.cuda.attention import workspace
 from engine.cuda.decoder import CudaDecoder
 from engine.cuda.runner import CudaRunner
 from engine.cuda.step import max_tokens
+from engine.cuda.sums import Sums, sums_for
 from engine.cuda.tables import DeviceTables
 from engine.cuda.tiles import SPLIT
 from engine.kvcache import KVCache
 from engine.models.spec import ModelSpec
 from engine.models.weights import Weights
+from engine.parallel.peers import Peers
 from scheduler.types import Limits
 
 LEAST_SPLIT = SPLIT // 2
@@ -31,6 +33,11 @@ class Model:
     spec: ModelSpec
     weights: Weights
     rope_factors: Tensor | None
+    sums: Sums | None = None  # None: there are no other ranks
+
+
+def model_of(spec: ModelSpec, weights: Weights, rope_factors: Tensor | None, peers: Peers) -> Model:
+    return Model(spec, weights, rope_factors, sums_for(peers, spec, weights.embed.dtype, weights.embed.device))
 
 
 def make_runner(model: Model, cache: KVCache, limits: Limits) -> CudaRunner:
@@ -40,7 +47,7 @@ def make_runner(model: Model, cache: KVCache, limits: Limits) -> CudaRunner:
     # A single token anywhere in a step is a tile of decode.
     space = workspace(max_tiles, max_tokens(limits), spec.num_heads, spec.num_kv_heads, spec.head_dim, device)
     flashed = flash.load(spec, limits, cache.layers[0])
-    decoder = CudaDecoder(spec, model.weights, cache, tables, space, limits, model.rope_factors, flashed)
+    decoder = CudaDecoder(spec, model.weights, cache, tables, space, limits, model.rope_factors, flashed, model.sums)
     return CudaRunner(decoder, tables, limits, max_tiles)
 
 

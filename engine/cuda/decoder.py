@@ -14,6 +14,9 @@ A single token has the norm before a product, silu(gate) * up and the sum with t
 (engine/cuda/gemv.py): five kernels a layer instead of eight. On Hopper, up to some hundred have silu(gate) * up in it
 (engine/cuda/gemm.py): seven.
 
+A rank of a tensor-parallel group does all of this with its own heads and columns; the sums with the residual, the norm
+behind them and the sum over all ranks are one kernel (engine/cuda/sums.py).
+
 Nothing here waits for the device or looks at its values, so every step of one size can be captured in a graph.
 """
 
@@ -30,12 +33,13 @@ from engine.cuda.activation import silu_mul
 from engine.cuda.attention import Rope, Workspace, decode_attention
 from engine.cuda.embed import embed
 from engine.cuda.flash import FlashAttention
-from engine.cuda.gemm import room, serves, tiled_linear
+from engine.cuda.gemm import WHOLE, room, serves, tiled_linear
 from engine.cuda.gemv import linear_alone
 from engine.cuda.norm import rms_norm
 from engine.cuda.prefill import prefill_attention
 from engine.cuda.rope import rope_write
 from engine.cuda.step import StepTensors, max_tokens
+from engine.cuda.sums import Sums
 from engine.cuda.tables import DeviceTables
 from engine.kvcache import KVCache
 from engine.models import rope
@@ -57,18 +61,21 @@ class CudaDecoder:
         limits: Limits,
         rope_factors: Tensor | None = None,
         flash: FlashAttention | None = None,
+        sums: Sums | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.cache = cache
         self.flash = flash
+        self._sums = sums
         self._tables = tables
         self._workspace = workspace
         device = weights.embed.device
         # In float32 for all types: the kernel rotates in float32 anyway.
         self._cos, self._sin = rope.table(spec, limits.max_model_len, torch.float32, device, rope_factors)
         # Padding tokens, which nobody attends for, find there what is at least finite.
-        self._attended = torch.zeros(max_tokens(limits), spec.q_size, dtype=weights.embed.dtype, device=device)
+        whole = -(-max_tokens(limits) // WHOLE) * WHOLE
+        self._attended = torch.zeros(whole, spec.q_size, dtype=weights.embed.dtype, device=device)
         # Kernels that start before the one in front has ended: from Hopper on.
         self._overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
@@ -79,38 +86,64 @@ class CudaDecoder:
         asked, [rows]: indices of the tokens that somebody wants to know of. Only theirs are computed then, and they are
         the first rows.
         """
-        embed(step.ids, step.rows, self._tables.last_tokens, self.weights.embed, residual)
-        if len(residual) == 1:
+        if len(residual) == 1 and self._sums is None:
             return self._forward_alone(step, residual)
-        weights, eps, overlap = self.weights, self.spec.norm_eps, self._overlap
+        weights = self.weights
         rows, x = residual, room(len(residual), residual.shape[1], like=residual)
-        rms_norm(residual, weights.layers[0].attn_norm, eps, x, overlap)
+        self._embed(step, residual, weights.layers[0].attn_norm, x)
         next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(weights.layers, next_norms, strict=True)):
             attended = self._attend(index, layer, self._project(layer, x), step)
             if asked is not None and layer is weights.layers[-1]:
                 # Behind the last layer's keys and values no token depends on another.
-                attended, rows, x = attended.index_select(0, asked), residual.index_select(0, asked), x[: len(asked)]
-            _add_linear(rows, attended, layer.o, layer.o_bias)
-            rms_norm(rows, layer.ffn_norm, eps, x, overlap)
-            _add_linear(rows, self._gated(layer, x), layer.down, layer.down_bias)
-            rms_norm(rows, next_norm, eps, x, overlap)
+                attended, rows, x = _selected(attended, asked), residual.index_select(0, asked), x[: len(asked)]
+            self._add(rows, attended, layer.o, layer.o_bias, layer.ffn_norm, x)
+            self._add(rows, self._gated(layer, x), layer.down, layer.down_bias, next_norm, x)
         if rows is not residual:
             residual[: len(rows)] = rows
         return x
 
+    def _embed(self, step: StepTensors, residual: Tensor, norm: Tensor, x: Tensor) -> None:
+        """residual, and x = its norm."""
+        table, eps = self.weights.embed, self.spec.norm_eps
+        held = residual if self._sums is None else torch.empty_like(residual)
+        embed(step.ids, step.rows, self._tables.last_tokens, table, held, self.spec.first_id)
+        if self._sums is None:
+            rms_norm(residual, norm, eps, x, self._overlap)
+        else:
+            self._sums.add(held, residual, norm, eps, x, add=False, overlap=self._overlap)
+
+    def _add(self, rows: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor, out: Tensor) -> None:
+        """rows += x @ weight.T + bias, of all ranks; out = the norm of that."""
+        if self._sums is None:
+            _add_linear(rows, x, weight, bias)
+            rms_norm(rows, norm, self.spec.norm_eps, out, self._overlap)
+        else:
+            partial = self._product(x, weight, bias)
+            self._sums.add(partial, rows, norm, self.spec.norm_eps, out, add=True, overlap=self._overlap)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x @ weight.T + bias. x: from `room`, or with as much behind it"""
+        out = x.new_empty(len(x), len(weight))
+        if len(x) == 1:
+            linear_alone(x, weight, bias, out, overlap=self._overlap)
+        elif serves(len(x), weight, gated=False):
+            tiled_linear(x, weight, bias, out, overlap=self._overlap)
+        else:
+            with _blas_for(weight, len(x)):
+                return F.linear(x, weight, bias)
+        return out
+
     def _project(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """[tokens, q + 2 kv]"""
-        if not serves(len(x), layer.qkv, gated=False):
-            return F.linear(x, layer.qkv, layer.qkv_bias)
-        qkv = x.new_empty(len(x), len(layer.qkv))
-        tiled_linear(x, layer.qkv, layer.qkv_bias, qkv, overlap=self._overlap)
-        return qkv
+        return self._product(x, layer.qkv, layer.qkv_bias)
 
     def _gated(self, layer: LayerWeights, x: Tensor) -> Tensor:
         """[tokens, ffn]"""
-        gated = x.new_empty(len(x), self.spec.ffn)
-        if serves(len(x), layer.gate_up, gated=True):
+        gated = room(len(x), self.spec.ffn, like=x)
+        if len(x) == 1:
+            linear_alone(x, layer.gate_up, layer.gate_up_bias, gated, gated=True, overlap=self._overlap)
+        elif serves(len(x), layer.gate_up, gated=True):
             tiled_linear(x, layer.gate_up, layer.gate_up_bias, gated, gated=True, overlap=self._overlap)
         else:
             silu_mul(F.linear(x, layer.gate_up, layer.gate_up_bias), gated, self._overlap)
@@ -118,6 +151,7 @@ class CudaDecoder:
 
     def _forward_alone(self, step: StepTensors, residual: Tensor) -> Tensor:
         spec, eps, overlap = self.spec, self.spec.norm_eps, self._overlap
+        embed(step.ids, step.rows, self._tables.last_tokens, self.weights.embed, residual)
         qkv = residual.new_empty(1, spec.q_size + 2 * spec.kv_size)
         gated = residual.new_empty(1, spec.ffn)
         for index, layer in enumerate(self.weights.layers):
@@ -139,13 +173,19 @@ class CudaDecoder:
     @torch.inference_mode()
     def head(self, x: Tensor) -> Tensor:
         """Logits, float32 [rows, vocab], of hidden states before the final norm."""
-        return F.linear(self.norm(x), self.weights.head).float()
+        logits = F.linear(self.norm(x), self.weights.head)
+        if self._sums is not None:
+            columns, logits = logits, logits.new_empty(len(x), self.spec.vocab_size)
+            self._sums.join(columns, logits)
+        return logits.float()
 
     @torch.inference_mode()
     def logits(self, normed: Tensor, out: Tensor) -> None:
         """Of hidden states after the final norm, as `forward` or `norm` gave them, in the weights' type. out: [rows,
         vocab]"""
-        if len(normed) == 1:
+        if self._sums is not None:
+            self._sums.join(self._product(normed, self.weights.head, None), out)
+        elif len(normed) == 1:
             linear_alone(normed, self.weights.head, None, out, overlap=self._overlap)
         elif serves(len(normed), self.weights.head, gated=False):
             tiled_linear(normed, self.weights.head, None, out, overlap=self._overlap)
@@ -173,6 +213,11 @@ class CudaDecoder:
         decoded = (q, cache, tables, step.decode, step.counts, out, self._workspace, scale, window)
         decode_attention(*decoded, rope=None if len(step.prefill) else rope, overlap=overlap)
         return out.view(-1, spec.q_size)
+
+
+def _selected(x: Tensor, rows: Tensor) -> Tensor:
+    chosen = room(len(rows), x.shape[1], like=x)
+    return torch.index_select(x, 0, rows, out=chosen)
 
 
 def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -68,7 +68,8 @@ class Graphs:
             self._run(size)  # compiles what is new; nothing may be compiled or loaded during a capture
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # Threads of NCCL may ask after their events meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._run(size)
             self._graphs[size] = graph
             done()

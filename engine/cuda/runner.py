@@ -30,6 +30,7 @@ from engine.cuda.step import Ints, Layout, StepArrays, StepBuffer, StepTensors
 from engine.cuda.tables import DeviceTables
 from engine.cuda.tiles import Tiling, tile_rows
 from engine.grammar import Matchers
+from engine.parallel.messages import Drawn
 from scheduler.plan import StepPlan, StepResult, Work
 from scheduler.types import Limits
 
@@ -70,6 +71,7 @@ class CudaRunner:
         self._hosted = HostedRows(model, limits.max_seqs, vocab, self._device)
         self._known: dict[int, Ints] = {}  # by slot: the tokens it was admitted with
         self._flights: deque[Flight] = deque()
+        self.drawn: Drawn = []  # by the host, in the step that was finished last
         self._free_tokens = [self._pinned() for _ in range(steps.HOST_BUFFERS)]
 
     def _pinned(self) -> Tensor:
@@ -228,6 +230,7 @@ class CudaRunner:
     def finish(self) -> StepResult:
         """Of the oldest."""
         flight = self._flights.popleft()
+        self.drawn = []
         try:
             if flight.arrived is not None:
                 flight.arrived.synchronize()
@@ -243,10 +246,16 @@ class CudaRunner:
         result = self._hosted.sample(slots, tokens, self._logits)
         members = [index for index, slot in enumerate(slots) if slot in self._hosted]
         if members:
-            chosen = torch.tensor([slots[index] for index in members], device=self._device)
-            drawn = torch.tensor([result.tokens[index] for index in members], device=self._device)
-            self._tables.store(chosen, drawn)
+            self.drawn = [(slots[index], result.tokens[index]) for index in members]
+            self.correct(self.drawn)
         return msgspec.structs.replace(result, prompts=prompts)
+
+    @torch.inference_mode()
+    def correct(self, drawn: Drawn) -> None:
+        """The last tokens of these rows are not those that the device has drawn."""
+        if drawn:
+            slots, tokens = torch.tensor(list(zip(*drawn, strict=True)), device=self._device)
+            self._tables.store(slots, tokens)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Where nothing else is in flight."""

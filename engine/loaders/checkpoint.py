@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import ModelRefused
 from engine.models.family import FamilyWeights, family_of
+from engine.models.shards import WHOLE, Parts
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -27,6 +28,16 @@ class Checkpoint(Protocol):
 
         Raises ModelRefused for a tensor that is missing, unknown, wrongly shaped or cannot be read.
         """
+
+
+class Divisible(Protocol):
+    """A checkpoint of which parts can be read."""
+
+    spec: Any
+    rope_factors: Tensor | None
+
+    def read_into(self, table: Mapping[str, Tensor], report: Report, parts: Parts = WHOLE) -> None:
+        """As a Checkpoint's. parts: of which tensors a view takes a part only, and which."""
 
 
 def open_checkpoint(
@@ -63,7 +74,10 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, repor
 
 
 def check_names(
-    table: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], ignored: Callable[[str], bool]
+    table: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    ignored: Callable[[str], bool],
+    parts: Parts = WHOLE,
 ) -> None:
     """Raises ModelRefused unless the tensors of a file are those of `table`, in name and shape.
 
@@ -74,8 +88,10 @@ def check_names(
         if view is None:
             if not ignored(name):
                 raise ModelRefused(f"tensor {name} of the checkpoint has no place in this architecture")
-        elif tuple(view.shape) != tuple(shape):
-            raise ModelRefused(f"tensor {name} has shape {list(shape)}, expected {list(view.shape)}")
+            continue
+        expected = tuple(parts[name].shape if name in parts else view.shape)
+        if expected != tuple(shape):
+            raise ModelRefused(f"tensor {name} has shape {list(shape)}, expected {list(expected)}")
     missing = sorted(set(table) - set(shapes))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

@@ -15,6 +15,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from engine.loaders.checkpoint import Report
 from engine.loaders.safetensors import read_json
 from engine.models.family import read_config
-from engine.models.spec import Shape
+from engine.models.shards import WHOLE, Part, Parts
 from engine.noise import MIX_1, MIX_2, row_key
 
 STD = 0.02  # the usual initialisation of these families
@@ -37,10 +38,10 @@ class DummyCheckpoint:
     rope_factors: Tensor | None = None
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.spec: Shape = read_config(read_json(folder / "config.json"))
+        self.spec: Any = read_config(read_json(folder / "config.json"))
         self._seed = seed
 
-    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+    def read_into(self, table: Mapping[str, Tensor], report: Report, parts: Parts = WHOLE) -> None:
         done, total = 0, sum(view.nbytes for view in table.values())
         rng: _Generator | None = None
         for name, view in table.items():
@@ -48,7 +49,7 @@ class DummyCheckpoint:
                 view.fill_(1)
             else:
                 rng = rng or _Generator(view.device)
-                rng.fill(view.view(-1), self._seed, name)
+                rng.fill_part(view, self._seed, name, parts.get(name))
             done += view.nbytes
             report(done, total)
 
@@ -63,8 +64,29 @@ class _Generator:
         self._shifted = torch.empty_like(self._places)
         self._values = torch.empty(self._chunk, dtype=torch.float32, device=device)
 
-    def fill(self, view: Tensor, seed: int, name: str) -> None:
-        """view: [elements], of any floating type."""
+    def fill_part(self, view: Tensor, seed: int, name: str, part: Part | None) -> None:
+        """The numbers that these places of the whole tensor have."""
+        if part is None:
+            self.fill(view.view(-1), seed, name)
+        elif part.dim == 0:
+            row, at = math.prod(part.shape[1:]), 0
+            for start, end in part.ranges:
+                self.fill(view[at : at + end - start].view(-1), seed, name, start * row)
+                at += end - start
+        else:
+            self._fill_columns(view, seed, name, part)
+
+    def _fill_columns(self, view: Tensor, seed: int, name: str, part: Part) -> None:
+        num_rows, columns = part.shape
+        step = max(self._chunk // columns, 1)
+        rows = torch.empty(min(step, num_rows), columns, dtype=view.dtype, device=view.device)
+        for start in range(0, num_rows, step):
+            some = rows[: min(step, num_rows - start)]
+            self.fill(some.view(-1), seed, name, start * columns)
+            view[start : start + len(some)] = part.of(some)
+
+    def fill(self, view: Tensor, seed: int, name: str, first: int = 0) -> None:
+        """view: [elements], of any floating type, from place `first` on."""
         low, high = row_key(zlib.crc32(name.encode()), seed)
         factor = high | 1
         for start in range(0, len(view), self._chunk):
@@ -72,7 +94,7 @@ class _Generator:
             count = len(part)
             x, shifted, values = self._x[:count], self._shifted[:count], self._values[:count]
             torch.mul(self._places[:count], _signed(factor), out=x)
-            x += _signed(start * factor + low)
+            x += _signed((first + start) * factor + low)
             _mix(x, shifted)
             torch.bitwise_right_shift(x, 8, out=shifted)
             values.copy_(shifted)

@@ -18,6 +18,7 @@ from engine.loaders.gguf_file import GgufFile
 from engine.models import gpt2
 from engine.models.family import family_of
 from engine.models.gpt2 import Gpt2Spec
+from engine.models.shards import WHOLE, Parts
 from engine.models.spec import SMOLLM3_NOPE_STEP, ModelSpec, RopeScaling
 
 # Architectures by what they add to the Llama block. Those with `interleaved` store q and k for rotary pairs (2i, 2i+1),
@@ -65,13 +66,14 @@ class GgufCheckpoint:
         self._interleaved = not self._is_gpt2 and ARCHITECTURES[meta.architecture]["interleaved"]
         self.rope_factors = self._read(ROPE_FACTORS) if ROPE_FACTORS in self._file.tensors else None
 
-    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+    def read_into(self, table: Mapping[str, Tensor], report: Report, parts: Parts = WHOLE) -> None:
         tensors = {self._name(name): tensor for name, tensor in self._file.tensors.items()}
-        self._check_names(table)
+        self._check_names(table, parts)
         done, total = 0, sum(tensors[name].num_bytes for name in table)
         for name, tensor in tensors.items():
             if name in table:
-                table[name].copy_(self._in_order(tensor.name))
+                whole = self._in_order(tensor.name)
+                table[name].copy_(parts[name].of(whole) if name in parts else whole)
                 done += tensor.num_bytes
                 report(done, total)
 
@@ -106,9 +108,9 @@ class GgufCheckpoint:
         """Of norms and biases."""
         return np.ascontiguousarray(self._in_order(name).numpy())
 
-    def _check_names(self, table: Mapping[str, Tensor]) -> None:
+    def _check_names(self, table: Mapping[str, Tensor], parts: Parts = WHOLE) -> None:
         shapes = {self._name(name): tensor.shape for name, tensor in self._file.tensors.items()}
-        check_names(table, shapes, lambda name: name == ROPE_FACTORS)
+        check_names(table, shapes, lambda name: name == ROPE_FACTORS, parts)
 
     def _in_order(self, name: str) -> Tensor:
         """With the rows of q and k as the forward pass needs them."""

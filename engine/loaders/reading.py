@@ -10,12 +10,13 @@ faults, and a disk error is an exception instead of a signal.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from engine.errors import ModelRefused
 from engine.loaders.checkpoint import Report
+from engine.models.shards import Part
 
 PIECE_BYTES = 8 << 20
 MAX_THREADS = 8
@@ -31,17 +33,19 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One tensor: where it is, and where it goes."""
+    """One tensor, or a part of it: where it is, and where it goes."""
 
     path: Path
     offset: int
     dtype: torch.dtype  # in the file
     view: Tensor  # contiguous
+    part: Part | None = None  # None: all of it
 
 
 def read_all(reads: Sequence[Read], device: torch.device, report: Report) -> None:
     """In the order given. Raises ModelRefused, naming the file, where one cannot be read."""
-    done, total = 0, sum(read.view.numel() * read.dtype.itemsize for read in reads)
+    reads = [each for read in reads for each in _ranges(read)]
+    done, total = 0, sum(_num_read(read) * read.dtype.itemsize for read in reads)
     with ExitStack() as stack:
         files = {path: stack.enter_context(_open(path)) for path in dict.fromkeys(read.path for read in reads)}
         readers = _Readers(files, device)
@@ -51,12 +55,42 @@ def read_all(reads: Sequence[Read], device: torch.device, report: Report) -> Non
             report(done, total)
 
 
+def _ranges(read: Read) -> Iterator[Read]:
+    """Of rows: each lies in one piece. Columns are read with what is beside them."""
+    if read.part is None or read.part.dim:
+        yield read
+        return
+    row, at = math.prod(read.part.shape[1:]), 0
+    for start, end in read.part.ranges:
+        offset = read.offset + start * row * read.dtype.itemsize
+        yield Read(read.path, offset, read.dtype, read.view[at : at + end - start])
+        at += end - start
+
+
+def _num_read(read: Read) -> int:
+    return read.view.numel() if read.part is None else math.prod(read.part.shape)
+
+
 def _pieces(reads: Sequence[Read]) -> Iterator[Read]:
     for read in reads:
+        if read.part is not None:
+            yield from _rows(read, read.part)
+            continue
         flat, size = read.view.view(-1), read.dtype.itemsize
         for start in range(0, len(flat), PIECE_BYTES // size):
             part = flat[start : start + PIECE_BYTES // size]
             yield Read(read.path, read.offset + start * size, read.dtype, part)
+
+
+def _rows(read: Read, part: Part) -> Iterator[Read]:
+    """Of which some columns are wanted."""
+    num_rows, columns = part.shape
+    size = columns * read.dtype.itemsize
+    step = max(PIECE_BYTES // size, 1)
+    for start in range(0, num_rows, step):
+        view = read.view[start : start + step]
+        rows = replace(part, shape=(len(view), columns))
+        yield Read(read.path, read.offset + start * size, read.dtype, view, rows)
 
 
 class _Readers:
@@ -70,6 +104,8 @@ class _Readers:
     def read(self, piece: Read) -> int:
         """Bytes of the file."""
         view = piece.view
+        if piece.part is not None:
+            return self._read_columns(piece, piece.part)
         if view.device.type == "cpu" and view.dtype == piece.dtype:
             return self._fill(piece, view.view(torch.uint8))
         values = self._buffer()[: len(view) * piece.dtype.itemsize]
@@ -77,6 +113,14 @@ class _Readers:
         values = values.view(piece.dtype)
         # A GPU converts on its own side. The copy has ended when copy_ returns, so the buffer may be written again.
         view.copy_(values if view.dtype == piece.dtype else values.to(view.device))
+        return size
+
+    def _read_columns(self, piece: Read, part: Part) -> int:
+        num_bytes = math.prod(part.shape) * piece.dtype.itemsize
+        values = self._buffer(num_bytes)[:num_bytes]
+        size = self._fill(piece, values)
+        wanted = part.of(values.view(piece.dtype).view(part.shape))
+        piece.view.copy_(wanted if piece.view.dtype == piece.dtype else wanted.to(piece.view.device))
         return size
 
     def _fill(self, piece: Read, target: Tensor) -> int:
@@ -92,9 +136,9 @@ class _Readers:
             at += count
         return at
 
-    def _buffer(self) -> Tensor:
-        if not hasattr(self._own, "buffer"):
-            self._own.buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
+    def _buffer(self, num_bytes: int = PIECE_BYTES) -> Tensor:
+        if not hasattr(self._own, "buffer") or len(self._own.buffer) < num_bytes:
+            self._own.buffer = torch.empty(max(num_bytes, PIECE_BYTES), dtype=torch.uint8, pin_memory=self._pinned)
         buffer: Tensor = self._own.buffer
         return buffer
 

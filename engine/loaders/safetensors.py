@@ -14,6 +14,7 @@ from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.reading import Read, read_all
 from engine.loaders.safetensors_file import SafetensorsFile, StoredTensor
 from engine.models.family import family_of, read_config
+from engine.models.shards import WHOLE, Parts
 
 INDEX = "model.safetensors.index.json"
 
@@ -27,11 +28,11 @@ class SafetensorsCheckpoint:
         # A truncated file is found out here, before anything is allocated.
         self._files = [SafetensorsFile(path) for path in _paths(folder)]
 
-    def read_into(self, table: Mapping[str, Tensor], report: Report) -> None:
+    def read_into(self, table: Mapping[str, Tensor], report: Report, parts: Parts = WHOLE) -> None:
         stored = [(self._name(tensor), file.path, tensor) for file in self._files for tensor in file.tensors]
-        check_names(table, {name: tensor.shape for name, _, tensor in stored}, self._ignored)
+        check_names(table, {name: tensor.shape for name, _, tensor in stored}, self._ignored, parts)
         reads = {  # by name: of a tensor that two files have, the last
-            name: Read(path, tensor.offset, tensor.torch_dtype(), table[name])
+            name: Read(path, tensor.offset, tensor.torch_dtype(), table[name], parts.get(name))
             for name, path, tensor in stored
             if name in table
         }

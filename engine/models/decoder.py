@@ -15,6 +15,7 @@ from engine.models import rope
 from engine.models.products import linear
 from engine.models.spec import ModelSpec
 from engine.models.weights import LayerWeights, Weights
+from engine.parallel.peers import ALONE, Peers
 
 
 class Decoder:
@@ -28,8 +29,10 @@ class Decoder:
         attention: AttentionBackend[Any],
         max_model_len: int,
         rope_factors: Tensor | None = None,
+        peers: Peers = ALONE,
     ) -> None:
         self.spec = spec
+        self.peers = peers
         self.weights = weights
         self.cache = cache
         self.attention = attention
@@ -40,12 +43,12 @@ class Decoder:
     def forward(self, view: BatchView, asked: Tensor | None = None) -> Tensor:
         """Hidden states before the final norm: [tokens, hidden], or [asked, hidden] of the rows `asked`. Writes keys
         and values of every row."""
-        x = F.embedding(view.ids, self.weights.embed)  # [tokens, hidden]
+        x = self._embed(view.ids)  # [tokens, hidden]
         cos, sin = self._cos[view.positions, None], self._sin[view.positions, None]  # [tokens, 1, head_dim / 2]
         meta = self.attention.prepare(view, self.cache.block_size)
         for index, layer in enumerate(self.weights.layers):
-            x = x + self._attend(index, layer, self._norm(x, layer.attn_norm), cos, sin, meta)
-            x = x + self._mlp(layer, self._norm(x, layer.ffn_norm))
+            x = x + self.peers.sum(self._attend(index, layer, self._norm(x, layer.attn_norm), cos, sin, meta))
+            x = x + self.peers.sum(self._mlp(layer, self._norm(x, layer.ffn_norm)))
         return x if asked is None else x[asked]
 
     @torch.inference_mode()
@@ -56,7 +59,15 @@ class Decoder:
     @torch.inference_mode()
     def head(self, x: Tensor) -> Tensor:
         """Logits, float32 [rows, vocab], of hidden states before the final norm."""
-        return linear(self.norm(x), self.weights.head).float()
+        return self.peers.join(linear(self.norm(x), self.weights.head), self.spec.vocab_size).float()
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        if self.spec.num_ranks == 1:
+            return F.embedding(ids, self.weights.embed)
+        own = ids - self.spec.first_id
+        elsewhere = (own < 0) | (own >= self.spec.held_ids)
+        x = F.embedding(own.masked_fill(elsewhere, 0), self.weights.embed)
+        return self.peers.sum(x.masked_fill(elsewhere[:, None], 0))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.spec.norm_eps)

@@ -18,6 +18,7 @@ from engine.models.gpt2 import Gpt2Decoder, Gpt2Spec
 from engine.models.nanochat import NanochatDecoder, NanochatWeights
 from engine.models.nanochat_spec import NanochatSpec
 from engine.models.spec import ModelSpec, Shape
+from engine.parallel.peers import ALONE, Peers
 
 if TYPE_CHECKING:
     from engine.runner import Model
@@ -46,6 +47,20 @@ class Opened(Protocol):
     rope_factors: Tensor | None
 
 
+class MakeDecoder(Protocol):
+    def __call__(
+        self,
+        opened: Any,
+        loaded: Any,
+        cache: KVCache,
+        attention: AttentionBackend[Any],
+        length: int,
+        peers: Peers = ALONE,
+        /,
+    ) -> Model:
+        """length: the longest context served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Functions of the family's own specs and weights."""
@@ -54,7 +69,7 @@ class Family:
     destinations: Callable[[Any, Any], dict[str, Tensor]]  # of a spec and its weights: name in a checkpoint -> place
     arrange: Callable[[Any, Any], None]  # once all tensors are in place
     pack: Callable[[Any], None]  # for oneDNN: engine.models.products
-    decoder: Callable[[Opened, Any, KVCache, AttentionBackend[Any], int], Model]  # the last: longest context served
+    decoder: MakeDecoder
     has_kernels: bool = False  # engine/cuda and engine/native compute it
     prefix: str = ""  # that names in safetensors may have
     unread: Callable[[str], bool] = lambda name: False  # buffers that some files hold, and nobody needs
@@ -62,19 +77,34 @@ class Family:
 
 
 def _llama(
-    opened: Opened, loaded: weights.Weights, cache: KVCache, attention: AttentionBackend[Any], length: int
+    opened: Opened,
+    loaded: weights.Weights,
+    cache: KVCache,
+    attention: AttentionBackend[Any],
+    length: int,
+    peers: Peers = ALONE,
 ) -> Decoder:
-    return Decoder(opened.spec, loaded, cache, attention, length, opened.rope_factors)
+    return Decoder(opened.spec, loaded, cache, attention, length, opened.rope_factors, peers)
 
 
 def _gpt2(
-    opened: Opened, loaded: gpt2.Gpt2Weights, cache: KVCache, attention: AttentionBackend[Any], length: int
+    opened: Opened,
+    loaded: gpt2.Gpt2Weights,
+    cache: KVCache,
+    attention: AttentionBackend[Any],
+    length: int,
+    peers: Peers = ALONE,
 ) -> Gpt2Decoder:
     return Gpt2Decoder(opened.spec, loaded, cache, attention)
 
 
 def _nanochat(
-    opened: Opened, loaded: NanochatWeights, cache: KVCache, attention: AttentionBackend[Any], length: int
+    opened: Opened,
+    loaded: NanochatWeights,
+    cache: KVCache,
+    attention: AttentionBackend[Any],
+    length: int,
+    peers: Peers = ALONE,
 ) -> NanochatDecoder:
     return NanochatDecoder(opened.spec, loaded, cache, attention, length)
 

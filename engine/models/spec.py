@@ -76,6 +76,17 @@ class ModelSpec:
     windows: tuple[int | None, ...] = ()  # keys each layer sees, itself included; None: all
     nope_layers: frozenset[int] = frozenset()  # layers without rope
     stored_fused: bool = False  # the checkpoint too has q, k, v in one tensor, and gate and up in one
+    rank: int = 0  # of a tensor-parallel group, whose part of heads, ffn and vocabulary this is
+    num_ranks: int = 1
+
+    @property
+    def held_ids(self) -> int:
+        """Rows of embedding and head that a rank holds, some of the last one's for no id: all hold as many."""
+        return -(-self.vocab_size // self.num_ranks)
+
+    @property
+    def first_id(self) -> int:
+        return self.rank * self.held_ids
 
     @property
     def q_size(self) -> int:

@@ -30,10 +30,10 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class Weights:
-    embed: Tensor  # [vocab, hidden]
+    embed: Tensor  # [held_ids, hidden]
     layers: list[LayerWeights]
     final_norm: Tensor
-    head: Tensor  # [vocab, hidden]; the embedding itself where tied
+    head: Tensor  # [held_ids, hidden]; the embedding itself where tied
 
     def tensors(self) -> Iterable[Tensor]:
         """Each stored tensor once."""
@@ -83,8 +83,8 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weigh
         )
         for _ in range(spec.num_layers)
     ]
-    embed = empty(spec.vocab_size, spec.hidden)
-    head = embed if spec.tied else empty(spec.vocab_size, spec.hidden)
+    embed = empty(spec.held_ids, spec.hidden)
+    head = embed if spec.tied else empty(spec.held_ids, spec.hidden)
     return Weights(embed=embed, layers=layers, final_norm=empty(spec.hidden), head=head)
 
 
@@ -128,7 +128,11 @@ def _split(weight: Tensor, bias: Tensor | None, rows: dict[str, int]) -> Iterabl
 
 
 def arrange(spec: ModelSpec, weights: Weights) -> None:
-    """To be called once all tensors are in place: brings the heads of q and k into the order that rope needs."""
+    """To be called once all tensors are in place: brings the heads of q and k into the order that rope needs. Biases of
+    sums over ranks stay with the first."""
+    if spec.rank:
+        for layer in weights.layers:
+            layer.o_bias = layer.down_bias = None
     if spec.rotary_dim == spec.head_dim:
         return
     order = rope.order(spec)

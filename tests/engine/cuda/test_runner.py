@@ -16,8 +16,11 @@ from engine import kvcache
 from engine.cuda.build import Model, make_runner
 from engine.cuda.graphs import syncs_forbidden
 from engine.cuda.hosted import needs_host
-from engine.flights import Flights
+from engine.cuda.runner import CudaRunner
+from engine.cuda.sums import Sums
+from engine.flights import Executor, Flights
 from engine.loaders import checkpoint as checkpoints
+from engine.loaders.checkpoint import Checkpoint
 from engine.loaders.dummy import DummyCheckpoint
 from scheduler.blocks import BlockPool
 from scheduler.plan import PromptResult, StepPlan
@@ -45,16 +48,20 @@ LIMITS = Limits(max_seqs=6, max_step_tokens=24, max_model_len=128, block_size=8)
 Job = tuple[list[int], SamplingParams]
 
 
+def captured(checkpoint: Checkpoint, num_blocks: int, sums: Sums | None = None) -> CudaRunner:
+    weights: Any = checkpoints.load(checkpoint, torch.float32, DEVICE, lambda *_: None)
+    cache = kvcache.allocate(checkpoint.spec, num_blocks, LIMITS.block_size, torch.float32, DEVICE)
+    runner = make_runner(Model(checkpoint.spec, weights, None, sums), cache, LIMITS)
+    if DEVICE.type == "cuda":
+        runner.capture(lambda *_: None)
+    return runner
+
+
 class CudaHarness:
     """Scheduler and runner, as many plans in flight as may be."""
 
-    def __init__(self, folder: Path, num_blocks: int) -> None:
-        checkpoint = DummyCheckpoint(folder, seed=0)
-        weights = checkpoints.load(checkpoint, torch.float32, DEVICE, lambda *_: None)
-        cache = kvcache.allocate(checkpoint.spec, num_blocks, LIMITS.block_size, torch.float32, DEVICE)
-        self.runner = make_runner(Model(checkpoint.spec, weights, None), cache, LIMITS)
-        if DEVICE.type == "cuda":
-            self.runner.capture(lambda *_: None)
+    def __init__(self, folder: Path, num_blocks: int, runner: Executor | None = None) -> None:
+        self.runner = runner or captured(DummyCheckpoint(folder, seed=0), num_blocks)
         self.scheduler = Scheduler(LIMITS, BlockPool(num_blocks, LIMITS.block_size), time.monotonic)
         self.flights = Flights(self.runner, time.monotonic)
         self.most_in_flight = 0
