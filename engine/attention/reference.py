@@ -28,10 +28,11 @@ class ReferenceAttention:
             first, end = int(meta.q_starts[s]), int(meta.q_starts[s + 1])
             for row in range(first, end):
                 position = int(meta.kv_lens[s]) - (end - row)
-                for head in range(q.shape[1]):
-                    keys, values = _context(cache, meta.block_tables[s], head // group, position, window)
-                    scores = keys @ q[row, head].double() * scale
-                    out[row, head] = (scores.softmax(dim=0) @ values).to(q.dtype)
+                for kv_head in range(k.shape[1]):
+                    keys, values = _context(cache, meta.block_tables[s], kv_head, position, window)
+                    for head in range(kv_head * group, (kv_head + 1) * group):
+                        scores = keys @ q[row, head].double() * scale
+                        out[row, head] = (scores.softmax(dim=0) @ values).to(q.dtype)
         return out
 
 
@@ -41,7 +42,6 @@ def _context(
     """Keys and values, [visible, head_dim] float64, that the row at `position` attends."""
     block_size = cache.keys.shape[2]
     first = 0 if window is None else max(0, position + 1 - window)
-    places = [(int(table[p // block_size]), p % block_size) for p in range(first, position + 1)]
-    keys = torch.stack([cache.keys[block, kv_head, offset] for block, offset in places])
-    values = torch.stack([cache.values[block, kv_head, offset] for block, offset in places])
-    return keys.double(), values.double()
+    places = np.arange(first, position + 1)
+    blocks, offsets = torch.from_numpy(table[places // block_size]).long(), torch.from_numpy(places % block_size)
+    return cache.keys[blocks, kv_head, offsets].double(), cache.values[blocks, kv_head, offsets].double()
