@@ -90,7 +90,7 @@ def serve_together(config: EngineConfig, server: Server, heart: Heart) -> int:
 def serve(config: EngineConfig, server: Server, heart: Heart, ranks: Ranks | None = None) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
     gc.disable()  # imports make little garbage, and looking for it takes a tenth of their time
-    import_torch()  # here, so that a gateway can connect meanwhile
+    import_torch(config.device)  # here, so that a gateway can connect meanwhile
     from engine.build import Phases, build
     from engine.compiling import CompileQueue
     from engine.errors import ModelRefused, OutOfMemory
