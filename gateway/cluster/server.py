@@ -18,6 +18,7 @@ from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
 from gateway.cluster.messages import Known, Order
 from gateway.cluster.options import num_replicas, share_of
+from gateway.cluster.places import Places
 from gateway.config import Config
 from gateway.engines.handles import EngineLauncher
 from gateway.errors import ModelError
@@ -59,13 +60,14 @@ class Cluster:
         resources = await asyncio.to_thread(session.resources)
         share = share_of(self._config, resources, width=1)
         count = num_replicas(self._config, resources, share)
-        num_nodes = await asyncio.to_thread(session.num_nodes)
+        num_nodes = len(await asyncio.to_thread(session.nodes))
         sharers = 1 if share.num_gpus else math.ceil(count / num_nodes)
         engine = msgspec.structs.replace(config, sharers=sharers, tcp=Tcp("", 0, self._sides.engine))
         known = Known(Model.of(resolved), count, self._sides.gateway)
         self._registry = await asyncio.to_thread(registry.create, self._config.ray_name, known)
         order = Order(engine, request)
-        launchers = [RayLauncher(number, order, share, self._sides.gateway, self._registry) for number in range(count)]
+        places, gateway = Places(share, session.nodes), self._sides.gateway
+        launchers = [RayLauncher(number, order, places, gateway, self._registry) for number in range(count)]
         self._leaving = asyncio.create_task(leave_draining(launchers, session.draining_nodes), name="draining nodes")
         return launchers
 
