@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test lint types fmt bench fuzz pins clean
@@ -48,11 +49,14 @@ setup: .venv/.developed $(CLIENTS) ## the virtual environment with everything fo
 serve: .venv/.installed ## serve the default model on http://127.0.0.1:8000 (more flags: make serve ARGS="--port 9000")
 	@exec $(BIN)/headrace serve $(ARGS)
 
-test: .venv/.developed $(CLIENTS) ## all tests
+# Whole files, so that a module's fixtures are made once; tests/conftest.py says which come first.
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test: .venv/.developed $(CLIENTS) ## all tests, WORKERS=2 files at a time (some, one after another: make test ARGS="tests/engine -x")
 	@command -v promtool >/dev/null || { echo "make: the tests with a real Prometheus need it; on Debian and Ubuntu: apt install prometheus" >&2; exit 1; }
 	@command -v chromium >/dev/null || { echo "make: the tests of the pages need Chromium; on Debian and Ubuntu: apt install chromium" >&2; exit 1; }
 	@command -v tmux >/dev/null || { echo "make: the tests of headrace chat need tmux; on Debian and Ubuntu: apt install tmux" >&2; exit 1; }
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(findstring tests,$(ARGS)),,$(SIDE_BY_SIDE)) $(ARGS)
 
 lint: .venv/.developed ## ruff, format check included
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ setup(
         Extension(
             f"engine.native._{name}",
             ["engine/native/forward.cpp"],
-            depends=[f"engine/native/{part}.hpp" for part in ("lanes", "team", "linear", "attention")],
+            depends=[f"engine/native/{part}.hpp" for part in ("lanes", "team", "linear", "attention", "draw", "pack")],
             extra_compile_args=["-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-Wno-psabi", *flags],
             extra_link_args=["-pthread"],
             language="c++",

@@ -100,9 +100,7 @@ class Running:
 @contextmanager
 def running(server: Server) -> Iterator[Running]:
     """Started on a free port; gone with all its processes in the end. Raises StartFailed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -122,6 +120,12 @@ def running(server: Server) -> Iterator[Running]:
             yield Running(f"http://127.0.0.1:{port}/v1", time.perf_counter() - started)
         finally:
             stop(process)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _end_of(file: int) -> str:

@@ -78,8 +78,8 @@ class Burst:
     ttft_p99_ms: float
 
 
-def serve(port: int, step_ms: float) -> int:
-    """The gateway, in this process."""
+def serve(port: int, step_ms: float, gateways: int = 1) -> int:
+    """The gateway, the first of so many, in this process."""
     from gateway.config import Config
     from gateway.logs import configure_logging
     from gateway.serve import Surroundings, serve
@@ -88,16 +88,17 @@ def serve(port: int, step_ms: float) -> int:
     command = (sys.executable, "-m", "benchmarks.null_engine", str(step_ms))
     quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     around = Surroundings(dict(os.environ), quiet, quiet, engine_command=command)
-    return serve(Config(port=port, max_seqs=1024, log_level="warning"), around)
+    return serve(Config(port=port, max_seqs=1024, log_level="warning", gateways=gateways), around)
 
 
 @contextmanager
-def gateway(step_ms: float) -> Iterator[tuple[int, int]]:
+def gateway(step_ms: float, gateways: int = 1) -> Iterator[tuple[int, int]]:
     """(process id, port)"""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.gateway_cost", "--serve", str(port), "--step-ms", str(step_ms)]
+    command += ["--gateways", str(gateways)]
     process = subprocess.Popen(command)
     try:
         wait_ready(process, f"http://127.0.0.1:{port}/ready")
@@ -230,10 +231,11 @@ def main() -> None:
     parser.add_argument("--endpoints", type=lambda text: text.split(","), default=[*PATHS])
     parser.add_argument("--burst", type=int, default=0, help="measure that many requests that come while streams run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gateways", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        sys.exit(serve(args.serve, args.step_ms))
+        sys.exit(serve(args.serve, args.step_ms, args.gateways))
     rows = measure_bursts(args) if args.burst else measure(args)
     summary = {"benchmark": "gateway_cost", "cores": os.cpu_count(), "python": sys.version.split()[0]}
     print(json.dumps({**summary, "rows": [asdict(row) for row in rows]}))

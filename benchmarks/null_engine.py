@@ -1,6 +1,6 @@
 """An engine that computes nothing: every STEP_MS milliseconds one token for each sequence, over the real socket. A
 gateway that is behind gets several steps merged, as from the real engine; with 0, a step waits until it has read the
-one before. What a gateway costs is measured against it.
+one before. What a gateway costs is measured against it. Several gateways have one each.
 
     python -m benchmarks.null_engine STEP_MS    started by a gateway, in place of `python -m engine`
 """
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import array
 import fcntl
+import os
 import selectors
 import socket
 import sys
 import termios
-import threading
 import time
 from dataclasses import dataclass, field
 
@@ -149,11 +149,17 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(config.socket_path)
     listener.listen()
-    connection, _ = listener.accept()
-    engine = NullEngine(connection, step_s)
-    engine.send(ready(config))
-    threading.Thread(target=engine.serve, daemon=True).start()
-    sys.stdin.read()  # open as long as the gateway lives
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)  # open as long as the gateway lives
+        while sys.stdin not in [key.fileobj for key, _ in selector.select()]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:  # for each gateway a process of its own: this must not be what limits them
+                engine = NullEngine(connection, step_s)
+                engine.send(ready(config))
+                engine.serve()
+                os._exit(0)
+            connection.close()
 
 
 if __name__ == "__main__":

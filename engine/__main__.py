@@ -20,6 +20,7 @@ import msgspec
 
 from engine.door import door_of
 from engine.heart import Heart
+from engine.importing import import_torch
 from engine.logs import configure_logging
 from engine.profile import Profiles, Tracer
 from engine.server import Server
@@ -42,9 +43,6 @@ def main() -> int:
     configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway decides
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
-    # How long an OpenMP thread spins for its next loop before it sleeps, read when torch is first imported. The default
-    # (milliseconds) takes cores from the gateway; none at all costs a third of a decode step in wake-ups.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if config.profiling:
         for name, value in PROFILER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -59,12 +57,14 @@ def main() -> int:
 def serve(config: EngineConfig, server: Server, heart: Heart) -> int:
     server.broadcast(Progress("importing torch", 0, 0))
     gc.disable()  # imports make little garbage, and looking for it takes a tenth of their time
-    from engine.build import Phases, build  # here, so that a gateway can connect while torch is imported
+    import_torch()  # here, so that a gateway can connect meanwhile
+    from engine.build import Phases, build
     from engine.compiling import CompileQueue
     from engine.errors import ModelRefused, OutOfMemory
     from engine.grammar import Compiler
     from engine.loop import Loop, StepsFail
 
+    gc.freeze()  # collections pass over torch, which takes 0.1 s
     gc.enable()  # again: what steps leave on a device must not count as memory that they need
     phases = Phases(lambda name, done, total: server.broadcast(Progress(name, done, total)))
     try:
@@ -79,7 +79,7 @@ def serve(config: EngineConfig, server: Server, heart: Heart) -> int:
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     threading.Thread(target=_stop_with_parent, args=(loop.stop,), daemon=True).start()
     gc.collect()
-    gc.freeze()  # collections pass over torch and the model, which takes 0.1 s of the middle of a step
+    gc.freeze()  # and over the model: no step may stand still for that
     server.broadcast(ready)
     try:
         loop.run()

@@ -69,24 +69,17 @@ class Phases:
 def build(config: EngineConfig, phases: Phases) -> tuple[Scheduler, Executor, Ready]:
     """Raises ModelRefused or OutOfMemory, each with one line for people."""
     host = choose_host(config.device, config.dtype, config.threads, config.sharers)
-    _set_threads(host)
-    attention = choose_attention(config.attention, host)
+    torch.set_num_threads(host.threads)
     with phases.phase("reading the checkpoint's header"):
         checkpoint = open_checkpoint(Path(config.model), config.format, config.seed)
-    if attention is None and not family_of(checkpoint.spec).has_kernels:
-        attention = _without_kernels(config.attention, checkpoint.spec)
     try:
-        return _build(config, host, attention, checkpoint, phases)
+        return _build(config, host, checkpoint, phases)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"{host.device} has too little memory: {str(error).split('. ')[0]}; {REMEDIES}") from None
 
 
 def _build(
-    config: EngineConfig,
-    host: Host,
-    attention: AttentionBackend[Any] | None,
-    checkpoint: Checkpoint,
-    phases: Phases,
+    config: EngineConfig, host: Host, checkpoint: Checkpoint, phases: Phases
 ) -> tuple[Scheduler, Executor, Ready]:
     _check_weights_fit(config, checkpoint.spec, host)
     variant = native_variant(config, host, checkpoint)
@@ -97,6 +90,7 @@ def _build(
     ):
         parts = _build_native(config, host, checkpoint, variant, phases)
     else:
+        attention = _attention(config.attention, host, checkpoint.spec)
         with phases.phase("loading weights") as report:
             weights = load_weights(checkpoint, host, report)
         if attention is None:
@@ -175,8 +169,12 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
 
 
 def native_wins(host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Phases) -> bool:
-    """By a short measurement, which the log tells of. Raises ModelRefused for tensors that are missing or unknown."""
+    """By a short measurement where that is open; the log tells of it. Raises ModelRefused for tensors that are missing
+    or unknown."""
     checkpoint.check()
+    if not choice.is_open():
+        log.info("quantised weights run as they are: this processor has no matrix units to multiply widened ones")
+        return True
     dtype = _name(host.dtype)
     needed, free = num_parameters(checkpoint.spec) * host.dtype.itemsize, available_bytes()
     if needed > CPU_WIDENED_SHARE * free:
@@ -186,7 +184,7 @@ def native_wins(host: Host, checkpoint: GgufCheckpoint, variant: str, phases: Ph
         )
         return True
     with phases.phase(f"timing quantised and {dtype} layers"):
-        bits = checkpoint.codes("blk.0.attn_k.weight").bits  # what most have: files mix formats elsewhere
+        bits = checkpoint.matrix("blk.0.attn_k.weight").bits  # what most have: files mix formats elsewhere
         measured = choice.measure(checkpoint.spec, bits, variant, host)
     log.info("%s", measured.told(dtype))
     return not choice.plain_wins(measured)
@@ -215,17 +213,19 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _set_threads(host: Host) -> None:
-    """For torch, and on CPUs for the kernels that numba compiles."""
-    torch.set_num_threads(host.threads)
-    if host.device.type == "cpu":
-        import numba
-
-        numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
-
-
 def load_weights(checkpoint: Checkpoint, host: Host, report: Callable[[int, int], None]) -> FamilyWeights:
     return load(checkpoint, host.dtype, host.device, report)
+
+
+def _attention(name: str, host: Host, spec: Shape) -> AttentionBackend[Any] | None:
+    if host.device.type == "cpu":
+        import numba  # takes half a second: not where it is not needed
+
+        numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
+    attention = choose_attention(name, host)
+    if attention is None and not family_of(spec).has_kernels:
+        return _without_kernels(name, spec)
+    return attention
 
 
 def choose_attention(name: str, host: Host) -> AttentionBackend[Any] | None:
@@ -284,6 +284,7 @@ def _limits(config: EngineConfig, spec: Shape, host: Host) -> Limits:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
+        fairness=config.fairness,
     )
 
 

@@ -29,7 +29,8 @@ class Host:
 
 
 def choose_host(device: str, dtype: str, threads: int, sharers: int = 1) -> Host:
-    """Resolves "auto" and 0. sharers: engines of which each has its part of the cores. Raises ModelRefused for a device that is not there."""
+    """Resolves "auto" and 0. sharers: engines of which each has its part of the cores. Raises ModelRefused for a device
+    that is not there."""
     chosen = _device(device)
     cores = os.cpu_count() or 1
     num_threads = threads or max(1, (cores - 1 if cores > 2 else cores) // sharers)

@@ -217,6 +217,7 @@ class Loop:
                 priority=message.priority,
                 deadline=None if message.max_wait_s is None else now + message.max_wait_s,
                 salt=message.salt,
+                tenant=message.tenant,
                 leader=leader if index else None,
             )
             for index, (seq_id, seed, more) in enumerate(zip(message.seq_ids, message.seeds, generated, strict=True))

@@ -14,7 +14,8 @@ C. Wellons' hash prospector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -60,10 +61,22 @@ def _mix(x: Tensor) -> Tensor:
 def draw(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
     """One token a row from the whole vocabulary. logits: [rows, vocab] float32; returns [rows] int64."""
     if logits.device.type == "cpu":
-        from engine.noise_numba import draw_pruned  # machines that compute elsewhere need no numba
-
-        return draw_pruned(logits, temperatures, keys)
+        return _pruned()(logits, temperatures, keys)
     return draw_all(logits, temperatures, keys)
+
+
+@cache
+def _pruned() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """By the compiled part where there is one: numba takes half a second to import, and longer to compile."""
+    from engine.native import library
+
+    if variants := library.runnable():
+        from engine.noise_native import draw_pruned
+
+        return partial(draw_pruned, variant=variants[0])
+    from engine import noise_numba
+
+    return noise_numba.draw_pruned
 
 
 def draw_all(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from gateway.metrics import Metrics
 from gateway.model.load import fitted, load_nanochat, load_served_model
 from gateway.model.resolve import ResolvedModel
 from gateway.model.served import ServedModel
+from gateway.rolling.rolling import Rolling
 from gateway.services import GenerateDefaults, HttpSettings, Services, WebDefaults
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
@@ -62,6 +63,7 @@ class Running:
     live: Live = field(default_factory=Live)
     others: Others | None = None
     beside: socket.socket | None = None  # listens already; the same is served there
+    rolling: Rolling | None = None
 
 
 def server_of(
@@ -82,6 +84,7 @@ def server_of(
         accounts=running.accounts,
         live=running.live,
         others=running.others,
+        rolling=running.rolling,
     )
     return Server(
         app=around(create_app(services)),
@@ -133,6 +136,7 @@ def http_settings(config: Config) -> HttpSettings:
         max_top_k=config.max_top_k or None,
         max_tokens_limit=config.max_tokens_limit or None,
         web_defaults=WebDefaults(config.web_temperature, config.web_top_k, config.web_max_tokens),
+        web_page=config.web_page,
         log_conversations=config.log_conversations,
         responses_store=config.responses_store,
         responses_store_bytes=config.responses_store_memory,

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from getpass import getpass
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
@@ -46,6 +45,8 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
+        from importlib import metadata  # nobody else waits for it
+
         print(f"headrace {metadata.version('headrace')}")
         raise typer.Exit
 
@@ -120,6 +121,60 @@ def top(
         raise typer.Exit(_complain(str(error), 1)) from error
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+Url = Annotated[str, typer.Option("--url", help="Of the server.", metavar="URL")]
+AdminKey = Annotated[
+    str,
+    typer.Option("--api-key", envvar="HEADRACE_API_KEY", help="Of an admin, where it asks for one.", metavar="TEXT"),
+]
+Number = Annotated[int, typer.Argument(help="Of the engine, from 0.", min=0)]
+LOCAL = "http://127.0.0.1:8000"
+
+
+def drain(
+    engine: Number,
+    force: Annotated[bool, typer.Option("--force", help="Also the last one that serves: requests then wait.")] = False,
+    url: Url = LOCAL,
+    api_key: AdminKey = "",
+) -> None:
+    """Take an engine of a running server out of service. What it has goes on elsewhere."""
+    _ask(lambda: rolling().drain(url, api_key, engine, force))
+
+
+def resume(engine: Number, url: Url = LOCAL, api_key: AdminKey = "") -> None:
+    """Start an engine that was drained again."""
+    _ask(lambda: rolling().resume(url, api_key, engine))
+
+
+def engines(url: Url = LOCAL, api_key: AdminKey = "") -> None:
+    """Print how the engines of a running server stand."""
+    _ask(lambda: rolling().engines(url, api_key))
+
+
+def reload(**given: str | bool | None) -> None:
+    """Start the engines of a running server anew, one after another, with new weights or settings. What is not given
+    stays as it was. Paths are the server's."""
+    url, api_key = str(given.pop("url")), str(given.pop("api_key"))
+    _ask(lambda: rolling().reload(url, api_key, _typed(given)))
+
+
+def rolling() -> Any:
+    from gateway.rolling import commands
+
+    return commands
+
+
+def _ask(work: Callable[[], bool | None]) -> NoReturn:
+    """Exit code 1 where it did not go well."""
+    from gateway.remote import RemoteError
+
+    try:
+        raise typer.Exit(1 if work() is False else 0)
+    except RemoteError as error:
+        raise typer.Exit(_complain(str(error), 1)) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _run(config: Config, notes: Sequence[str] = ()) -> int:
@@ -200,10 +255,24 @@ def _of_nanochat_web() -> list[inspect.Parameter]:
     return [_parameter(each, chat_web.NAMES.get(each.name, ()), chat_web.shown_default(each)) for each in known]
 
 
+def _of_reload() -> list[inspect.Parameter]:
+    from gateway.rolling.settings import changeable
+
+    asked = [_parameter(each, default="", has_variable=False) for each in changeable()]
+    of_server = [("url", Url, LOCAL), ("api_key", AdminKey, "")]
+    return asked + [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in of_server
+    ]
+
+
 app.command("serve")(_with(serve, _of_config()))
 app.command("roseinfer")(_with(roseinfer, [*_of_roseinfer(), *_of_config()]))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)
 app.command("chat")(chat)
 app.command("top")(top)
+app.command("engines")(engines)
+app.command("drain")(drain)
+app.command("resume")(resume)
+app.command("reload")(_with(reload, _of_reload()))
 app.command("nanochat-web")(_with(nanochat_web, _of_nanochat_web()))

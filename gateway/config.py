@@ -157,6 +157,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.8
     web_top_k: Annotated[CountOrAuto, Meta(description="top_k, likewise; 0: the whole vocabulary.")] = 50
     web_max_tokens: Annotated[Count, Meta(description="max_tokens, likewise.")] = 512
+    web_page: Annotated[
+        bool, Meta(description="The chat page asks with these three too, where nothing is set in it.")
+    ] = False
     log_conversations: Annotated[
         bool, Meta(description="Log what is asked and answered at /chat/completions, with its texts.")
     ] = False
@@ -222,6 +225,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 0.9
     prefix_caching: Annotated[bool, Meta(description="Reuse the KV cache of prompts that begin alike.")] = True
 
+    fairness: Annotated[
+        bool,
+        Meta(description="Where several keys have requests in the queue, take them in turn by what each was served."),
+    ] = True
     max_waiting: Annotated[Count, Meta(description="Most requests in the queue; one more gets 429.")] = 1024
     max_waiting_tokens: Annotated[Count, Meta(description="Most prompt tokens in the queue; one more gets 429.")] = (
         1 << 20
@@ -232,6 +239,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(description="Running requests go on with the next engine when theirs dies; no: they get an error."),
     ] = True
+    admin: Annotated[
+        bool, Meta(description="Engines can be drained, resumed and reloaded, by headrace drain and the like.")
+    ] = False
     debug_profile: Annotated[
         bool, Meta(description="POST /debug/profile gives a profiler's trace of the engine's next steps.")
     ] = False

@@ -10,7 +10,7 @@ from scheduler.protocol import EngineStats, StepRecord
 
 STEP_KINDS = ("prefill", "decode", "mixed")
 OTHER = "other"
-WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar")
+WAIT_REASONS = ("step", "rows", "blocks", "choice", "grammar", "fairness")
 NO_STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -46,7 +46,8 @@ class EngineMetrics:
         self._batch_size = make.histogram("batch_size", "Sequences in a step.", buckets.SEQUENCES_OF_STEP)
 
     def _create_gauges(self, make: SeriesMaker) -> None:
-        self._up = make.gauge("engine_up", "1 while the engine takes work.")
+        self._up = make.gauge("engine_up", "1 while there is an engine that could take work.")
+        self._draining = make.gauge("engine_draining", "1 while it is given none, on an operator's word.")
         self._running = make.gauge("requests_running", "Sequences that hold a slot of the engine.")
         self._waiting = make.gauge(
             "requests_waiting",
@@ -80,8 +81,8 @@ class EngineMetrics:
 
     def _set_waiting(self, stats: EngineStats) -> None:
         found = dict.fromkeys(WAIT_REASONS, 0)
-        found[stats.waits_for] = stats.waiting - stats.parked
-        found["choice"], found["grammar"] = stats.parked, stats.compiling
+        found[stats.waits_for] = stats.waiting - stats.parked - stats.overtaken
+        found["choice"], found["grammar"], found["fairness"] = stats.parked, stats.compiling, stats.overtaken
         for reason in WAIT_REASONS:
             self._waiting.labels(reason).set(found[reason])
 
@@ -91,6 +92,9 @@ class EngineMetrics:
             self._set_waiting(NO_STATS)
             for gauge in (self._running, self._waiting_tokens, self._blocks_used, self._blocks_cached):
                 gauge.set(0)
+
+    def engine_draining(self, draining: bool) -> None:
+        self._draining.set(1 if draining else 0)
 
     def engine_restarted(self) -> None:
         self._engine_restarts.inc()

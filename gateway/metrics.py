@@ -28,6 +28,7 @@ from scheduler.protocol import FirstToken
 
 ENDPOINTS = frozenset(
     {
+        "admin",
         "background",
         "chat",
         "chat_page",

@@ -302,12 +302,21 @@ class Reply(Struct, frozen=True):
     timings: Timings | UnsetType = UNSET
 
 
+class PageDefaults(Struct, frozen=True):
+    """What the chat page asks with, where nothing is set in it."""
+
+    temperature: float
+    top_k: int
+    max_tokens: int
+
+
 class ModelCard(Struct, frozen=True):
     id: str
     created: int
     object: Literal["model"] = "model"
     owned_by: str = "headrace"
     max_model_len: int | UnsetType = UNSET
+    page_defaults: PageDefaults | UnsetType = UNSET
 
 
 class ModelList(Struct, frozen=True):

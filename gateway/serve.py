@@ -32,6 +32,8 @@ from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
 from gateway.model.nanochat import NanochatChoice
 from gateway.model.resolve import ModelRequest, ResolvedModel, resolve_model
+from gateway.rolling.rolling import Rolling
+from gateway.rolling.settings import Settings, Wiring
 from gateway.siblings.first import Siblings
 from gateway.siblings.messages import HTTP, Model, Setup
 from gateway.startup import Display, Started, print_summary
@@ -118,6 +120,7 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     siblings = siblings_of(plan, replicas.folder, metrics, len(launchers))
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
+    rolling: Rolling | None = None
     try:
         ready, model, loading_s = await _start(plan, replicas, siblings, signals, display)
         display.close()
@@ -128,16 +131,20 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
         if plan.config.vllm_metric_names:
             metrics.also_as_vllm()
         spans = spans_of(plan.config, model.name)
+        rolling = rolling_of(plan, replicas, siblings, signals) if plan.config.admin else None
         told = (signals, replicas.watch, replicas.folder)
         running = Running(
             *(replicas.client, metrics, plan.keys, plan.listener, *told, spans, siblings.accounts),
             others=siblings if plan.config.gateways > 1 else None,
             beside=listen_beside(replicas.folder / HTTP) if plan.config.gateways > 1 else None,
+            rolling=rolling,
         )
         server = server_of(running, model, plan.config)
         keep_what_is_there()
         return await server.run(lambda: _opened(plan, siblings, ready, model, loading_s))
     finally:
+        if rolling is not None:
+            await rolling.close()
         await siblings.close(0.0 if signals.hurry.is_set() else plan.config.drain_timeout + CLOSE_SIBLINGS_S)
         hurrying.cancel()
         await within(CLOSE_ENGINE_S, asyncio.create_task(replicas.close()), signals.hurry)
@@ -193,7 +200,9 @@ def _load(plan: _Plan) -> tuple[ServedModel, float]:
     from gateway.assembly import load  # here, in a thread: most of a second, in which the engine imports torch
 
     began = plan.around.clock()
-    return load(plan.resolved, plan.config), plan.around.clock() - began
+    model = load(plan.resolved, plan.config)
+    gc.freeze()  # keep_what_is_there then passes over little
+    return model, plan.around.clock() - began
 
 
 def _opened(plan: _Plan, siblings: Siblings, ready: list[Ready], model: ServedModel, loading_s: float) -> None:
@@ -286,8 +295,22 @@ def engine_config(config: Config, resolved: ResolvedModel) -> EngineConfig:
         max_waiting=config.max_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
         prefix_caching=config.prefix_caching,
+        fairness=config.fairness,
         profiling=config.debug_profile,
     )
+
+
+def rolling_of(plan: _Plan, replicas: Replicas, siblings: Siblings, signals: Signals) -> Rolling:
+    around = plan.around
+
+    def launchers(settings: Settings) -> Sequence[EngineLauncher]:
+        return engine_setups(settings.config, settings.resolved, around.environ, around.engine_command)
+
+    def resolve(config: Config) -> ResolvedModel:
+        return resolve_model(model_request(config), around.environ)
+
+    settings, wiring = Settings(plan.config, plan.resolved), Wiring(resolve, launchers)
+    return Rolling(replicas, siblings, settings, wiring, signals.stop.is_set)
 
 
 def siblings_of(plan: _Plan, folder: Path, metrics: Metrics, num_engines: int) -> Siblings:

@@ -18,6 +18,7 @@ from gateway.http.ratelimit import Accounts, RateLimits
 from gateway.http.turnstile import Turnstile
 from gateway.metrics import Metrics
 from gateway.model.served import ServedModel
+from gateway.rolling.rolling import Rolling
 from gateway.siblings.others import Others
 from gateway.timeline.store import Timelines, TimelineSink
 
@@ -79,6 +80,7 @@ class HttpSettings:
     max_top_k: int | None = None
     max_tokens_limit: int | None = None  # what max_tokens may be at most
     web_defaults: WebDefaults = field(default_factory=WebDefaults)
+    web_page: bool = False  # the chat page has them too
     log_conversations: bool = False  # of /chat/completions, with their texts
     responses_store: int = 1000  # responses that are kept; 0: none
     responses_store_bytes: int = 64 << 20  # of them all
@@ -106,3 +108,4 @@ class Services:
     live: Live = field(default_factory=Live)
     accounts: Accounts = field(default_factory=Accounts)
     others: Others | None = None  # of the first of several gateways
+    rolling: Rolling | None = None  # None: it is off

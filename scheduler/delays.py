@@ -75,9 +75,20 @@ def enlist(seq: Sequence, totals: WaitTotals, now: float) -> None:
     seq.waited_before = totals.at(now)
 
 
+def overtake(seq: Sequence, totals: WaitTotals, now: float) -> None:
+    """From now on it waits for fairness, whatever the head of the queue lacks."""
+    seq.waited = _waited(seq, totals, now)
+    seq.overtaken_at = now
+
+
 def admit(seq: Sequence, totals: WaitTotals, now: float) -> None:
+    if seq.overtaken_at is None:
+        seq.waited = _waited(seq, totals, now)
+
+
+def _waited(seq: Sequence, totals: WaitTotals, now: float) -> tuple[float, float]:
     rows, blocks = totals.at(now)
-    seq.waited = (rows - seq.waited_before[0], blocks - seq.waited_before[1])
+    return rows - seq.waited_before[0], blocks - seq.waited_before[1]
 
 
 def until_first_token(seq: Sequence) -> Delays:
@@ -92,4 +103,5 @@ def until_first_token(seq: Sequence) -> Delays:
         others_prefill_s=seq.others_prefill_s,
         away_s=seq.away_s,
         predicted_s=seq.predicted_s,
+        fairness_s=0.0 if seq.overtaken_at is None else seq.admitted - seq.overtaken_at,
     )

@@ -95,6 +95,7 @@ class Delays(msgspec.Struct, frozen=True, array_like=True):
     others_prefill_s: float = 0.0  # of its steps after admission, for the prompts of others
     away_s: float = 0.0  # from preemptions until it was where it had been
     predicted_s: float | None = None  # from the queue to the first token, as it looked at submission; None: no idea
+    fairness_s: float = 0.0  # in the queue, since another tenant's was let in in its turn
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -64,6 +64,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 1024
     max_waiting_tokens: int = 1 << 20
     prefix_caching: bool = True
+    fairness: bool = True  # between tenants
     seed: int = 0  # of dummy weights
     profiling: bool = False  # a Profile may be asked for
     sharers: int = 1  # engines that share the cores and the memory of this machine, where they run on its CPU
@@ -90,6 +91,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     max_wait_s: float | None = None  # queued longer: finish "expired"
     salt: bytes = b""
     generated: list[list[int]] = []  # of each choice, by an engine that is gone: it goes on from there; empty: none
+    tenant: int = 0  # for whom, as a number that tells no more; 0: nobody in particular
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -235,6 +237,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     parked: int = 0  # of those waiting: choices whose prompt the first choice computes
     compiling: int = 0  # sequences that are not in the queue yet, for their grammar is not ready
     others_prefill_s: float = 0.0  # since the start: of steps with decodes, what the prompts in them took
+    overtaken: int = 0  # of those waiting: another tenant's was let in in their turn
 
 
 class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):

@@ -68,7 +68,8 @@ class Scheduler:
         self._clock = clock
         # Every running sequence gets its next token in every step, so more rows than budget would starve some.
         self._slots = SlotPool(min(limits.max_seqs, limits.max_step_tokens))
-        self._queue = WaitingQueue()
+        self._answers = AnswerLength()
+        self._queue = WaitingQueue(expected=self._answer_left)
         self._hasher = ChainHasher(limits.block_size)
         self._watermark = math.ceil(limits.watermark * pool.usable)
         self._live: dict[int, Sequence] = {}
@@ -86,7 +87,6 @@ class Scheduler:
         self._counters = Counters()
         self._rate = TokenRate()
         self._pace = Pace()
-        self._answers = AnswerLength()
 
     @property
     def has_work(self) -> bool:
@@ -113,10 +113,13 @@ class Scheduler:
         if not self.limits.prefix_caching:
             self._isolate(seqs)
         for seq in seqs:
+            seq.tenant = seq.tenant if self.limits.fairness else 0
             self._enlist(seq)
         leader, *followers = seqs
         self._queue.push(leader)
-        leader.predicted_s = self._shares.prompt_rate.seconds_for(self._queue.num_tokens + self._unread)
+        leader.predicted_s = self._shares.prompt_rate.seconds_for(
+            self._queue.tokens_before(leader.tenant) + self._unread
+        )
         for seq in followers:
             seq.params = msgspec.structs.replace(seq.params, prompt_logprobs=None, embed=False)
             self._queue.park(seq, leader.id)
@@ -280,7 +283,9 @@ class Scheduler:
                 return "step"
             if not self._take_blocks(seq):
                 return "blocks"
-            self._queue.remove(seq)
+            overtaken = self._queue.take(seq)
+            if overtaken is not None:
+                delays.overtake(overtaken, self._waits, self._clock())
             crowded = self._queue.num_ready > 0
             self._enter(draft, seq)
             self._work(draft, seq, self._chunk(seq, draft.budget, crowded), [])
@@ -446,7 +451,11 @@ class Scheduler:
         if seq.in_flight or seq.num_generated:
             self._unpark(seq.id)
 
+    def _answer_left(self, seq: Sequence) -> float:
+        return self._answers.left(seq.num_generated, seq.max_len - len(seq.tokens))
+
     def _vacate(self, seq: Sequence) -> None:
+        self._queue.settle(seq)
         del self._running[seq.id]
         self._slots.release(seq.slot, self._last_step)
         self._released.append(seq.slot)
@@ -472,6 +481,7 @@ class Scheduler:
             prefix_hits=counters.prefix_hits,
             waits_for=self._waits_for,
             parked=self._queue.num_parked,
+            overtaken=self._queue.num_overtaken,
             others_prefill_s=self._shares.of_decodes_s,
         )
 

@@ -190,6 +190,7 @@ class Request:
     priority: int = 0
     salt: bytes = b""
     max_wait_s: float | None = None
+    tenant: int = 0
 
 
 @dataclass(slots=True)
@@ -270,7 +271,9 @@ class Simulation:
         deadline = None if request.max_wait_s is None else now + request.max_wait_s
         params = msgspec.structs.replace(request.params, seed=seq_id)
         tokens = request.prompt.copy()
-        return Sequence(seq_id, params, tokens, len(tokens), now, request.priority, deadline, request.salt)
+        return Sequence(
+            seq_id, params, tokens, len(tokens), now, request.priority, deadline, request.salt, request.tenant
+        )
 
     def move(self, seqs: list[Sequence]) -> list[Sequence]:
         """Unfinished choices of one request, as an engine gets them whose predecessor had them: under new ids, with the

@@ -66,6 +66,7 @@ class Limits:
     mixed_prompt_tokens: int | None = None  # prompt tokens beside decodes in a step, unless a burst waits; None: no cap
     chunk_cap: int | None = None  # most prompt tokens of one sequence in a step while others wait; None: no cap
     prefix_caching: bool = True
+    fairness: bool = True  # between tenants of one priority; or else first come, first served
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +81,7 @@ class Sequence:
     priority: int = 0  # lower runs sooner
     deadline: float | None = None  # of its admission, on the injected clock
     salt: bytes = b""  # keeps prefix-cache hits inside one tenant
+    tenant: int = 0  # for whom it is; 0: nobody in particular
     phase: Phase = Phase.WAITING
     computed: int = 0  # keys and values valid for tokens[:computed] once work in flight commits
     in_flight: int = 0  # tokens that plans not yet committed will append (0 or 1 a plan)
@@ -95,6 +97,7 @@ class Sequence:
     order: int = 0  # of submission; its place in the queue, also after a preemption
     max_len: int = 0  # of `tokens`; there it finishes "length"
     cacheable: bool = True  # its full blocks are published for others to share
+    charged_to: float = 0.0  # generated tokens that its tenant has been charged with, when it was let in
     # And by a preemption:
     lost: int = 0  # tokens it had computed and gave up
     left_at: float | None = None  # until its next token
@@ -104,6 +107,7 @@ class Sequence:
     ready_at: float = 0.0  # there, and not for the sake of another choice
     waited_before: tuple[float, float] = (0.0, 0.0)
     waited: tuple[float, float] = (0.0, 0.0)  # for rows, for blocks
+    overtaken_at: float | None = None  # another tenant's was let in in its turn: it waits for fairness since
     others_prefill_s: float = 0.0
     predicted_s: float | None = None  # until its first token, when it was submitted
 

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
+from engine.loaders.gguf_kinds import Kind
+
 GROUP = 32
+# Formats of 32 weights a block that engine/native reads itself, and the bits of their codes.
+SIMPLE = {Kind.Q4_0: 4, Kind.Q4_1: 4, Kind.Q5_0: 8, Kind.Q5_1: 8, Kind.Q8_0: 8}
 HALF = np.dtype("<f2")
 
 
@@ -33,6 +36,24 @@ class Codes:
         groups = self.codes.reshape(*self.scales.shape, GROUP).astype(np.float32)
         found = groups * self.scales[..., None].astype(np.float32) + self.least[..., None].astype(np.float32)
         return found.reshape(self.codes.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix as a file has it, in one of the SIMPLE formats."""
+
+    raw: NDArray[np.uint8]
+    kind: Kind
+    shape: tuple[int, int]  # rows, inputs
+    order: NDArray[np.int64] | None = None  # which row each is to be; None: as they are
+
+    @property
+    def bits(self) -> int:
+        return SIMPLE[self.kind]
+
+    def codes(self) -> Codes:
+        found = READERS[self.kind](self.raw, self.shape)
+        return found if self.order is None else found.rows(self.order)
 
 
 def quantise(values: NDArray[np.float32]) -> Codes:

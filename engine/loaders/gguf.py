@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import ModelRefused
-from engine.loaders.blocks import Codes, codes_of, quantise
+from engine.loaders.blocks import GROUP, SIMPLE, Blocks, Codes, codes_of, quantise
 from engine.loaders.checkpoint import Report, check_names
 from engine.loaders.gguf_file import GgufFile
 from engine.models import gpt2
@@ -88,15 +88,19 @@ class GgufCheckpoint:
             family.destinations(self.spec, family.allocate(self.spec, torch.float32, torch.device("meta")))
         )
 
-    def codes(self, name: str) -> Codes:
-        """A matrix by its GGUF name: as its blocks have it, or quantised anew."""
+    def matrix(self, name: str) -> Codes | Blocks:
+        """By its GGUF name: its blocks as they are, their codes, or quantised anew."""
         tensor = self._file.tensors[name]
+        rows, inputs = tensor.shape
+        places = torch.arange(rows)
+        turned = self._half_split(name, places)
+        order = None if turned is places else turned.numpy()
+        if tensor.kind in SIMPLE and inputs % GROUP == 0:
+            return Blocks(self._file.raw(tensor), tensor.kind, (rows, inputs), order)
         found = codes_of(self._file.raw(tensor), tensor.kind, tensor.shape)
         if found is None:
             found = quantise(self._file.values(tensor))
-        order = torch.arange(tensor.shape[0])
-        turned = self._half_split(name, order)
-        return found if turned is order else found.rows(turned.numpy())
+        return found if order is None else found.rows(order)
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Of norms and biases."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
 from engine.errors import ModelRefused
+from engine.loaders.gguf_kinds import BLOCKS, Kind
 
 Scalar = int | float | bool | str
 
@@ -31,7 +30,7 @@ STRING, ARRAY = 8, 9
 class GgufTensor:
     name: str
     shape: tuple[int, ...]  # rows first, as torch has it
-    kind: GGMLQuantizationType
+    kind: Kind
     offset: int  # from the start of the file
     num_bytes: int
 
@@ -55,9 +54,15 @@ class GgufFile:
 
     def values(self, tensor: GgufTensor) -> NDArray[np.float32]:
         """The tensor in float32, writable."""
+        if tensor.kind == Kind.F32:
+            return np.array(self.raw(tensor).view("<f4").reshape(tensor.shape))
+        from gguf import quants
+        from gguf.constants import GGMLQuantizationType
+
         try:
-            blocks = self.raw(tensor).reshape(quant_shape_to_byte_shape(tensor.shape, tensor.kind))
-            return np.require(dequantize(blocks, tensor.kind), np.float32, "W")  # F32 comes as a view of the file
+            kind = GGMLQuantizationType(tensor.kind)
+            blocks = self.raw(tensor).reshape(quants.quant_shape_to_byte_shape(tensor.shape, kind))
+            return np.require(quants.dequantize(blocks, kind), np.float32, "W")
         except (NotImplementedError, ValueError) as error:
             raise ModelRefused(f"tensor {tensor.name} is quantised as {tensor.kind.name}: {error}") from None
 
@@ -102,12 +107,19 @@ class _Cursor:
         """Vocabularies and the like: the gateway's business."""
         kind, count = int(self.number("I")), self.count()
         if kind == STRING:
-            for _ in range(count):
-                self.take(self.count())
+            self._skip_strings(count)
         elif kind in NUMBERS:
             self.take(count * struct.calcsize("<" + NUMBERS[kind]))
         else:
             raise ValueError(f"an array has the unknown type {kind}")
+
+    def _skip_strings(self, count: int) -> None:
+        """A hundred thousand, in a vocabulary with its merges."""
+        data, at, length = self._data, self.at, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            at += 8 + length(data, at)[0]  # raises struct.error behind the end
+        self.at = at
+        self.take(0)
 
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Scalar], list[GgufTensor]]:
@@ -130,14 +142,14 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Scalar], list[GgufTensor]]:
     return scalars, [GgufTensor(name, shape, kind, start + at, size) for name, shape, kind, at, size in infos]
 
 
-def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]]:
+def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], Kind, int, int]]:
     """(name, shape, kind, offset from the start of the data, bytes)."""
     for _ in range(count):
         name, dimensions = cursor.string(), int(cursor.number("I"))
         if dimensions > MAX_DIMENSIONS:
             raise ValueError(f"tensor {name} has {dimensions} dimensions")
         shape = tuple(cursor.count() for _ in range(dimensions))[::-1]
-        kind = GGMLQuantizationType(int(cursor.number("I")))
-        per_block, block_bytes = GGML_QUANT_SIZES[kind]
+        kind = Kind(int(cursor.number("I")))
+        per_block, block_bytes = BLOCKS[kind]
         num_values = int(np.prod(shape, dtype=object))
         yield name, shape, kind, cursor.count(), num_values // per_block * block_bytes

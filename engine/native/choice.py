@@ -1,5 +1,6 @@
-"""Quantised weights as they are, or widened and multiplied by torch: both are timed at start, on a few layers of the
-model's shapes, and the faster one runs. Knows neither files nor caches; the weights that it times are constants."""
+"""Quantised weights as they are, or widened and multiplied by torch: where the processor leaves it open, both are timed
+at start, on a few layers of the model's shapes, and the faster one runs. Knows neither files nor caches; the weights
+that it times are constants."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from engine import kvcache
 from engine.batch import BatchView
-from engine.host import Host
+from engine.host import Host, cpu_flags
 from engine.kvcache import RESERVED_BLOCKS, KVCache, LayerKV
 from engine.loaders.blocks import GROUP
 from engine.models import products
@@ -31,6 +32,7 @@ from engine.pages import zero_pages
 # How often a step of so many rows is in the typical mix: 32 requests at once and one alone, each of 128 tokens in and
 # out; prompts are read in chunks of 256.
 MIX = {1: 128, 32: 128, 256: 33 * 128 // 256}
+MATRIX_FLAGS = {"amx_bf16"}
 MARGIN = 1.1  # widened weights take several times the memory, and near ties should fall the same way at each start
 LEAST_SHARE = 0.9
 WEIGHTS_A_THREAD = 2 << 20  # of what is timed
@@ -66,6 +68,13 @@ class Measured:
             f"quantised weights {chosen}: layers like theirs take {_ms(self.native)} ms for {rows} tokens, widened to "
             f"{dtype} {_ms(self.plain)}{others}"
         )
+
+
+def is_open() -> bool:
+    """Only matrix units multiply bfloat16 as fast as native code's instructions multiply bytes. Without them, widened
+    weights took 1.3 to 3.4 times as long (docs/log.md), and to time both at each start would take longer than all else
+    that is done with weights."""
+    return bool(cpu_flags() & MATRIX_FLAGS)
 
 
 def plain_wins(measured: Measured) -> bool:

@@ -18,8 +18,10 @@
 #include <new>
 
 #include "attention.hpp"
+#include "draw.hpp"
 #include "lanes.hpp"
 #include "linear.hpp"
+#include "pack.hpp"
 #include "team.hpp"
 
 namespace headrace {
@@ -330,28 +332,27 @@ EXPORTED int64_t headrace_packed_bytes(int32_t in, int32_t out, int32_t bits) {
   return static_cast<int64_t>(out / headrace::LANES) * (in / headrace::GROUP) * headrace::group_bytes(bits);
 }
 
-// codes: [out, in], of at most `bits` bits; scales, least: [out, in / GROUP] halves; tiles: zeros at first. Outputs from
-// first_out on.
+// codes: [rows, in], of at most `bits` bits; scales, least: [rows, in / GROUP] halves. Outputs from first_out on.
 EXPORTED void headrace_pack(const uint8_t* codes, const uint16_t* scales, const uint16_t* least, int32_t in, int32_t rows,
                    int32_t first_out, int32_t bits, uint8_t* tiles) {
-  using namespace headrace;
-  const int groups = in / GROUP, bytes = group_bytes(bits);
-  for (int row = 0; row < rows; ++row) {
-    const int out = first_out + row, lane = out % LANES;
-    uint8_t* group = tiles + static_cast<int64_t>(out / LANES) * groups * bytes;
-    for (int g = 0; g < groups; ++g, group += bytes) {
-      const uint8_t* own = codes + static_cast<int64_t>(row) * in + g * GROUP;
-      for (int i = 0; i < GROUP; ++i) {
-        const int quad = i / 4, byte = lane * 4 + i % 4;
-        if (bits == 8)
-          group[64 * quad + byte] = own[i];
-        else
-          group[64 * (quad % 4) + byte] |= static_cast<uint8_t>(own[i] << (quad / 4 * 4));
-      }
-      std::memcpy(group + bytes - 4 * LANES + 2 * lane, scales + static_cast<int64_t>(row) * groups + g, 2);
-      std::memcpy(group + bytes - 2 * LANES + 2 * lane, least + static_cast<int64_t>(row) * groups + g, 2);
-    }
-  }
+  const int64_t groups = in / headrace::GROUP;
+  headrace::Place{tiles, in, rows, first_out, bits, nullptr}.fill([&](headrace::Group& to, int64_t row, int g) {
+    std::memcpy(to.codes, codes + row * in + g * headrace::GROUP, headrace::GROUP);
+    to.scale = scales[row * groups + g], to.least = least[row * groups + g];
+  });
+}
+
+// The same from the blocks of a file; order: which row each output is, or none. False: a kind that is not read here.
+EXPORTED bool headrace_pack_blocks(const uint8_t* blocks, int32_t kind, const int64_t* order, int32_t in, int32_t rows,
+                          int32_t first_out, int32_t bits, uint8_t* tiles) {
+  return headrace::Place{tiles, in, rows, first_out, bits, order}.fill_from(blocks, kind);
+}
+
+// logits: [rows, vocab]; temperatures: [rows]; keys: [rows, 2]; ids: [rows], which are drawn.
+EXPORTED void headrace_draw(const float* logits, const float* temperatures, const uint32_t* keys, int32_t rows, int32_t vocab,
+                   float max_gumbel, int64_t* ids) {
+  for (int64_t row = 0; row < rows; ++row)
+    ids[row] = headrace::draw(logits + row * vocab, vocab, temperatures[row], keys + 2 * row, max_gumbel);
 }
 
 // None where memory or threads are lacking.

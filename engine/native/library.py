@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -94,6 +94,13 @@ def library(variant: str) -> Any:
     found.headrace_packed_bytes.argtypes = (c_int32, c_int32, c_int32)
     found.headrace_pack.restype = None
     found.headrace_pack.argtypes = (c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_int32, c_int32, c_void_p)
+    found.headrace_pack_blocks.restype = c_bool
+    found.headrace_pack_blocks.argtypes = (
+        *(c_void_p, c_int32, c_void_p),
+        *(c_int32, c_int32, c_int32, c_int32, c_void_p),
+    )
+    found.headrace_draw.restype = None
+    found.headrace_draw.argtypes = (c_void_p, c_void_p, c_void_p, c_int32, c_int32, c_float, c_void_p)
     found.headrace_model.restype = c_void_p
     found.headrace_model.argtypes = (
         POINTER(Shape),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.loaders.blocks import GROUP, Codes
+from engine.loaders.blocks import GROUP, Blocks, Codes
 from engine.loaders.checkpoint import Report
 from engine.loaders.gguf import GgufCheckpoint
 from engine.models.spec import ModelSpec
@@ -91,20 +91,22 @@ class Arena:
         return taken
 
 
-def pack(parts: Sequence[Codes], bias: NDArray[np.float32] | None, variant: str, arena: Arena) -> Matrix:
+def pack(parts: Sequence[Codes | Blocks], bias: NDArray[np.float32] | None, variant: str, arena: Arena) -> Matrix:
     """Outputs of all parts, one after the other. Parts of different widths all get the widest."""
     lib = library.library(variant)
-    inputs, bits = parts[0].codes.shape[1], max(part.bits for part in parts)
-    rows = sum(len(part.codes) for part in parts)
+    shapes = [part.codes.shape if isinstance(part, Codes) else part.shape for part in parts]
+    inputs, bits, rows = shapes[0][1], max(part.bits for part in parts), sum(shape[0] for shape in shapes)
     outputs = -(-rows // LANES) * LANES
     tiles = arena.take(lib.headrace_packed_bytes(inputs, outputs, bits))
     first = 0
-    for part in parts:
-        arrays = [np.ascontiguousarray(array) for array in (part.codes, part.scales, part.least)]
-        lib.headrace_pack(
-            *(array.ctypes.data for array in arrays), inputs, len(part.codes), first, bits, tiles.ctypes.data
-        )
-        first += len(part.codes)
+    for part, shape in zip(parts, shapes, strict=True):
+        place = (inputs, shape[0], first, bits, tiles.ctypes.data)
+        if isinstance(part, Codes):
+            arrays = [np.ascontiguousarray(array) for array in (part.codes, part.scales, part.least)]
+            lib.headrace_pack(*(array.ctypes.data for array in arrays), *place)
+        elif not lib.headrace_pack_blocks(part.raw.ctypes.data, part.kind, address(part.order), *place):
+            raise RuntimeError(f"engine/native does not read {part.kind.name}")
+        first += shape[0]
     if bias is not None:
         bias = np.concatenate((bias, np.zeros(outputs - rows, np.float32)))
     return Matrix(tiles, bias, inputs, outputs, bits)
@@ -126,7 +128,7 @@ def load(checkpoint: GgufCheckpoint, variant: str, report: Report) -> NativeWeig
     def matrix(names: Iterable[str], biased: bool = False) -> Matrix:
         names = list(names)
         bias = np.concatenate([checkpoint.vector(f"{name}.bias") for name in names]) if biased else None
-        return pack([checkpoint.codes(f"{name}.weight") for name in names], bias, variant, arena)
+        return pack([checkpoint.matrix(f"{name}.weight") for name in names], bias, variant, arena)
 
     embed = matrix(["token_embd"])
     head = embed if spec.tied else matrix(["output"])

@@ -15,6 +15,7 @@ from gateway.engines.client import Death, EngineUnavailable
 from gateway.errors import ApiError
 from gateway.http import faults
 from gateway.http.exchange import Exchange
+from gateway.http.keys import tenant_of
 from gateway.openai import Usage
 from gateway.requests.convert import Job, usage
 from gateway.services import Services
@@ -24,6 +25,7 @@ from scheduler.protocol import EngineStats, Output, Submit
 from scheduler.types import Rejected
 
 _log = logging.getLogger("headrace.generation")
+MAX_PAUSED = 4096  # requests of a gateway that may be open while no engine takes work for a moment
 
 
 @dataclass(slots=True)
@@ -181,15 +183,23 @@ class Generation:
         ids, now = self._seq_ids[prompt * self._job.n : (prompt + 1) * self._job.n], self._services.clock()
         for seq_id in ids:
             self._runs[seq_id].visit.submitted_at = now
-        await self.submit(self._submission(ids))
+        try:
+            await self.submit(self._submission(ids))
+        except EngineUnavailable as error:
+            services = self._services
+            if not services.engine.is_paused or services.live.num_requests > MAX_PAUSED:
+                raise
+            self._migration.begin(Death.by_plan(error.message), set(ids))  # to the next engine, with the others
 
     def _submission(self, seq_ids: Sequence[int]) -> Submit:
-        return submission(self._job, {id: self._runs[id] for id in seq_ids}, self._services.settings.max_wait_s)
+        parts = {id: self._runs[id] for id in seq_ids}
+        return submission(self._job, parts, self._services.settings.max_wait_s, tenant_of(self._exchange.key))
 
     async def submit(self, request: Submit) -> None:
         self._live.update(request.seq_ids)
         try:
             await self._services.engine.submit(request, self)
+            self._job.place.replica = self._services.engine.replica_of(request.seq_ids[0])
         except (Rejected, EngineUnavailable):
             self._live.difference_update(request.seq_ids)
             raise

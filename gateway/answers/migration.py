@@ -71,7 +71,7 @@ def groups(job: Job, parts: Mapping[int, Part]) -> list[list[int]]:
     return found
 
 
-def submission(job: Job, parts: Mapping[int, Part], max_wait_s: float | None) -> Submit:
+def submission(job: Job, parts: Mapping[int, Part], max_wait_s: float | None, tenant: int = 0) -> Submit:
     """Of sequences of one prompt, by their ids, from where they are. A prompt is not read again, once it was told; who
     has been let in does not wait for at most so long again."""
     some = next(iter(parts.values()))
@@ -89,6 +89,7 @@ def submission(job: Job, parts: Mapping[int, Part], max_wait_s: float | None) ->
         None if has_begun else max_wait_s,
         job.salt,
         generated if has_begun else [],
+        tenant,
     )
 
 
@@ -136,7 +137,7 @@ class Migration:
             self._deaths.append(death)
         self._lost |= lost
         self.unheard -= lost  # the others are in an engine that lives
-        self._num_moves += 1
+        self._num_moves += not death.planned
         self._settled.clear()
         if self._lost_at is None:
             self._lost_at = self._services.clock()

@@ -14,6 +14,7 @@ DEFAULTS: Mapping[str, Any] = {
     "host": "0.0.0.0",  # as there: every interface
     "cors_origin": "*",
     "limits": "nanochat",  # on the other paths too
+    "web_page": True,  # as its page did
 }
 
 # By option: what nanochat calls it.

@@ -42,9 +42,8 @@ def prepare_chat_web(body: bytes, services: Services) -> Prepared:
     given = _with_defaults(asked, services.settings.web_defaults, bounds)
     job, explained = plan_chat(_chat_request(given, messages, services), ignored, services)
     job = _as_there(job, given, limits(services).vocab_size)
-    wire: Wire = ChatWebWire()
-    if services.settings.log_conversations:
-        wire = RecordingWire(ChatWebWire(), messages)
+    plain = ChatWebWire(job.place)
+    wire: Wire = RecordingWire(plain, messages) if services.settings.log_conversations else plain
     return Prepared(job, wire, ignored, True, partial(_explain, explained, asked, job))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Raw, Struct
 
 
@@ -38,6 +40,10 @@ class Health(Struct, frozen=True):
     available_workers: int
 
 
+State = Literal["up", "draining", "drained", "down"]
+"""draining, drained: an operator's doing; docs/rolling.md"""
+
+
 class Worker(Struct, frozen=True):
     gpu_id: int
     device: str
@@ -45,6 +51,7 @@ class Worker(Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     max_running: int = 0
+    state: State = "up"
 
 
 class Stats(Struct, frozen=True):

@@ -3,7 +3,7 @@ model, which computes many: it is busy when one more would have to wait."""
 
 from __future__ import annotations
 
-from gateway.chat_web.types import Health, Stats, Worker
+from gateway.chat_web.types import Health, State, Stats, Worker
 from gateway.engine_metrics import NO_STATS
 from gateway.engines.client import Replica
 from gateway.services import Services
@@ -25,15 +25,16 @@ def num_available(services: Services) -> int:
 
 
 def _has_room(replica: Replica) -> bool:
-    ready, stats = replica.ready, replica.stats or NO_STATS
-    return ready is not None and replica.num_open < ready.max_seqs and not stats.waiting
+    ready, stats = replica.said, replica.stats or NO_STATS
+    return ready is not None and not replica.is_draining and replica.num_open < ready.max_seqs and not stats.waiting
 
 
 def _worker(number: int, replica: Replica) -> Worker:
-    ready, stats = replica.ready, replica.stats or NO_STATS
+    ready, stats = replica.said, replica.stats or NO_STATS
     if ready is None:
-        return Worker(number, "")
-    return Worker(number, device_name(ready.device), stats.running, stats.waiting, ready.max_seqs)
+        return Worker(number, "", state="drained" if replica.is_draining else "down")
+    state: State = "draining" if replica.is_draining else "up"
+    return Worker(number, device_name(ready.device), stats.running, stats.waiting, ready.max_seqs, state)
 
 
 def device_name(description: str) -> str:

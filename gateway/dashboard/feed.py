@@ -106,7 +106,7 @@ class _Looked:
 
     def renew(self, clock: Callable[[], float]) -> None:
         now = clock()
-        if self._replica.ready is None:
+        if self._replica.said is None:
             self._seen, self.is_due = None, False
             self._renewed = float("-inf")
         elif now - self._renewed >= RENEW_S:
@@ -122,7 +122,8 @@ class _Looked:
 
     def view(self, name: str, now: float, choices: Choices) -> EngineView:
         seen = None if self._seen is None else (self._seen[0], now - self._seen[1])
-        return engine_view(name, self._replica.ready, self._replica.stats, seen, choices)
+        view = engine_view(name, self._replica.said, self._replica.stats, seen, choices)
+        return msgspec.structs.replace(view, draining=True) if self._replica.is_draining else view
 
 
 class _Watch:

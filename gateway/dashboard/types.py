@@ -74,6 +74,7 @@ class EngineView(msgspec.Struct, frozen=True):
     waiting: int = 0
     compiling: int = 0
     waits_for: str = "step"
+    draining: bool = False  # it is given no new work
     steps: int = 0
     preemptions: int = 0
     prefix_hits: int = 0

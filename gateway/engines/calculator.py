@@ -81,8 +81,15 @@ class CalculatingEngine:
         return self._engine.ready
 
     @property
+    def is_paused(self) -> bool:
+        return self._engine.is_paused
+
+    @property
     def replicas(self) -> Sequence[Replica]:
         return self._engine.replicas
+
+    def replica_of(self, seq_id: int) -> int:
+        return self._engine.replica_of(seq_id)
 
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return self._engine.stats_of(seq_id)

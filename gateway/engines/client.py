@@ -28,6 +28,13 @@ class Death:
     num_requests: int  # that it had open
     from_outside: bool = False  # somebody else ended the process: as far as anybody can tell, no request's doing
     explained: asyncio.Event = field(default_factory=asyncio.Event)
+    planned: bool = False  # the engine lives, and is emptied: no request's doing, and none of its tries
+
+    @classmethod
+    def by_plan(cls, message: str) -> Death:
+        death = cls(message, 0, from_outside=True, planned=True)
+        death.explained.set()
+        return death
 
 
 class Sink(Protocol):
@@ -45,8 +52,12 @@ class Replica(Protocol):
     """One engine, for who looks on."""
 
     @property
-    def ready(self) -> Ready | None:
+    def said(self) -> Ready | None:
         """What the engine said of itself; None while it is starting or dead."""
+
+    @property
+    def is_draining(self) -> bool:
+        """It is given no new work, whether it runs or not."""
 
     @property
     def stats(self) -> EngineStats | None:
@@ -66,11 +77,18 @@ class EngineClient(Protocol):
 
     @property
     def ready(self) -> Ready | None:
-        """What holds wherever work goes; None while nothing takes any."""
+        """What holds wherever work goes; None while nothing takes any, unless that is a pause."""
+
+    @property
+    def is_paused(self) -> bool:
+        """By plan nothing takes work now, and something will in a moment: whoever comes meanwhile may wait for it."""
 
     @property
     def replicas(self) -> Sequence[Replica]:
         """Always as many, in the same order."""
+
+    def replica_of(self, seq_id: int) -> int:
+        """The number of the engine that has this sequence; 0, where it has ended."""
 
     def stats_of(self, seq_id: int) -> EngineStats | None:
         """Of the engine that has this sequence, also while its sink is told of its end; None: it has said nothing."""

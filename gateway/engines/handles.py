@@ -16,6 +16,10 @@ class EngineHandle(Protocol):
     def was_killed(self) -> bool:
         """By nothing that it did itself, nor by us. Known after `last_words` or `stop`."""
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None: it is on another machine."""
+
     async def connect(self) -> Streams:
         """As soon as it listens. Raises EngineFailed if it ends first, or if nothing comes for too long."""
 

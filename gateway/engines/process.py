@@ -58,6 +58,10 @@ class EngineProcess:
         process.stdin.write(msgspec.json.encode(config) + b"\n")
         return cls(process, config.socket_path)
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
     async def connect(self) -> Streams:
         """As soon as its socket is there. Raises EngineFailed if it ends first, or if nothing comes for too long."""
         for _ in range(int(CONNECT_LIMIT_S / CONNECT_PERIOD_S)):

@@ -29,7 +29,7 @@ class Replicas:
         self.folder = socket_folder()  # of all files that engines and gateways share
         self.engines = [SocketEngine(observer) for observer in observers]
         self.client = client_of(self.engines, prefix_caching)
-        self._supervisors = [
+        self.supervisors = [
             Supervisor(launcher, engine, observer, self.folder, number=number, on_death=partial(on_death, number))
             for number, (launcher, engine, observer) in enumerate(zip(launchers, self.engines, observers, strict=True))
         ]
@@ -39,24 +39,24 @@ class Replicas:
         do the same at the same time."""
         starts: list[asyncio.Task[Ready]] = []
         async with _Together() as together:
-            for number, each in enumerate(self._supervisors):
+            for number, each in enumerate(self.supervisors):
                 starts.append(together.run(each.start(on_progress if number == 0 else _unseen)))
         return [each.result() for each in starts]
 
     async def watch(self) -> None:
         """Returns only by an exception: a fault of ours, never an engine's."""
         async with _Together() as together:
-            for each in self._supervisors:
+            for each in self.supervisors:
                 together.run(each.watch())
 
     async def close(self) -> None:
         """Stops all, in bounded time. Safe to call again, and before start()."""
-        await asyncio.gather(*(each.close() for each in self._supervisors))
+        await asyncio.gather(*(each.close() for each in self.supervisors))
         self.kill()
 
     def kill(self) -> None:
         """At once, and leaves nothing behind."""
-        for each in self._supervisors:
+        for each in self.supervisors:
             each.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -29,11 +29,14 @@ class RoutedEngine(EngineClient, Replica, Protocol):
     retry_after_s: float
 
     @property
+    def takes_work(self) -> bool: ...
+    @property
     def unread_tokens(self) -> int: ...
     @property
     def stats_at(self) -> float: ...
     def has(self, seq_id: int) -> bool: ...
     def teach(self, vocabulary: Vocabulary) -> None: ...
+    async def submit(self, request: Submit, sink: Sink, cached_tokens: int = 0) -> None: ...
     async def profile(self, request: Profile, limit_s: float) -> Profiled: ...
 
 
@@ -63,8 +66,13 @@ class Router:
     @property
     def ready(self) -> Ready | None:
         """Of the one that can do least: each has measured its own memory."""
-        known = [engine.ready for engine in self._engines if engine.ready is not None]
+        open_now = [engine.ready for engine in self._engines if engine.takes_work]
+        known = [ready for ready in open_now or (engine.ready for engine in self._engines) if ready is not None]
         return min(known, key=lambda ready: ready.max_model_len, default=None)
+
+    @property
+    def is_paused(self) -> bool:
+        return not any(engine.takes_work for engine in self._engines) and any(each.is_paused for each in self._engines)
 
     @property
     def retry_after_s(self) -> float:
@@ -77,6 +85,9 @@ class Router:
     def new_ids(self, count: int) -> list[int]:
         first, self._next_id = self._next_id, self._next_id + count
         return list(range(first, self._next_id))
+
+    def replica_of(self, seq_id: int) -> int:
+        return next((number for number, engine in enumerate(self._engines) if engine.has(seq_id)), 0)
 
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return next((engine.stats for engine in self._engines if engine.has(seq_id)), None)
@@ -94,9 +105,9 @@ class Router:
         once."""
         failure: Rejected | EngineUnavailable | None = None
         num_lost = 0
-        for index in self._by_cost(request):
+        for index, cached in self._by_cost(request):
             try:
-                return await self._engines[index].submit(request, sink)
+                return await self._engines[index].submit(request, sink, cached)
             except Rejected as refusal:
                 if refusal.code != "queue_full":
                     raise
@@ -114,31 +125,31 @@ class Router:
 
     async def profile(self, request: Profile, limit_s: float) -> Profiled:
         """Of the one that has most to do."""
-        busiest = max(self._engines, key=lambda engine: (engine.ready is not None, self._load(engine)))
+        busiest = max(self._engines, key=lambda engine: (engine.said is not None, self._load(engine)))
         return await busiest.profile(request, limit_s)
 
-    def _by_cost(self, request: Submit) -> list[int]:
-        """The engines that take work, the best first; it is noted that the best will have seen the prompt."""
-        up = [index for index, engine in enumerate(self._engines) if engine.ready is not None]
-        names = list(pieces(request.prompt, request.salt)) if self._prefix_caching and len(up) > 1 else []
+    def _by_cost(self, request: Submit) -> list[tuple[int, int]]:
+        """The engines that take work, the best first, and how much of the prompt each has seen. It is noted that the
+        best will have seen it."""
         self._forget_the_dead()
+        up = [index for index, engine in enumerate(self._engines) if engine.takes_work]
+        names = list(pieces(request.prompt, request.salt)) if self._prefix_caching and len(up) > 1 else []
+        seen = {index: self._seen[index].matched(names) for index in up}
         turn, count = self._turn, len(self._engines)
         self._turn += 1
-        order = sorted(
-            up, key=lambda i: (self._load(self._engines[i]) - self._seen[i].matched(names), (i - turn) % count)
-        )
+        order = sorted(up, key=lambda i: (self._load(self._engines[i]) - seen[i], (i - turn) % count))
         if names:
             best = order[0]
-            ready = self._engines[best].ready
+            ready = self._engines[best].said
             assert ready is not None
             self._seen[best].note(names, ready.num_blocks * ready.block_size)
-        return order
+        return [(index, seen[index]) for index in order]
 
     def _forget_the_dead(self) -> None:
         """A new engine has seen nothing."""
         for index, engine in enumerate(self._engines):
-            if engine.ready is not self._lives[index]:
-                self._lives[index] = engine.ready
+            if engine.said is not self._lives[index]:
+                self._lives[index] = engine.said
                 self._seen[index].clear()
 
     def _load(self, engine: RoutedEngine) -> int:

@@ -41,6 +41,7 @@ from scheduler.protocol import (
 from scheduler.types import Rejected
 
 READ_BYTES = 1 << 16
+LOOK_S = 0.05  # between two looks at whether it is empty
 
 
 class EngineFailed(Exception):
@@ -59,6 +60,7 @@ class EngineObserver(Protocol):
     def on_step(self, step: StepRecord) -> None: ...
     def on_stats(self, stats: EngineStats) -> None: ...
     def engine_up(self, up: bool) -> None: ...
+    def engine_draining(self, draining: bool) -> None: ...
     def engine_restarted(self) -> None: ...
 
 
@@ -102,10 +104,12 @@ class SocketEngine:
         self._observer = observer
         self._answer_timeout_s = answer_timeout_s
         self._patience = patience
-        self._up = asyncio.Event()
+        self._up = asyncio.Event()  # it takes work
+        self._shut: Literal["no", "pause", "yes"] = "no"  # pause: for a moment
         self.death: Death | None = None  # the last; the supervisor, who sees how the process ended, explains it
         self._next_id = 1
         self._ready: Ready | None = None
+        self._last_ready: Ready | None = None  # of the engine that runs or ran last
         self._vocabulary = b""  # the frame that tells it to each engine
         self._stats: EngineStats | None = None
         self.stats_at = 0.0  # by time.monotonic
@@ -119,7 +123,25 @@ class SocketEngine:
 
     @property
     def ready(self) -> Ready | None:
+        if self.takes_work:
+            return self._ready
+        return self._last_ready if self.is_paused else None
+
+    @property
+    def said(self) -> Ready | None:
         return self._ready
+
+    @property
+    def takes_work(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._shut != "no"
+
+    @property
+    def is_paused(self) -> bool:
+        return self._shut == "pause"
 
     @property
     def stats(self) -> EngineStats | None:
@@ -128,6 +150,9 @@ class SocketEngine:
     @property
     def replicas(self) -> Sequence[SocketEngine]:
         return (self,)
+
+    def replica_of(self, seq_id: int) -> int:
+        return 0
 
     def stats_of(self, seq_id: int) -> EngineStats | None:
         return self._stats
@@ -155,16 +180,64 @@ class SocketEngine:
     async def available(self) -> None:
         await self._up.wait()
 
-    async def submit(self, request: Submit, sink: Sink) -> None:
+    def shut(self, pause: bool) -> None:
+        """From now on it takes no work; what it has goes on. pause: it will be open again in a moment. Stays so over
+        ends and starts of the engine."""
+        self._shut = "pause" if pause else "yes"
+        self._up.clear()
+        self._observer.engine_draining(True)
+
+    def open(self) -> None:
+        self._shut = "no"
+        if self._ready is not None:
+            self._up.set()
+        self._observer.engine_draining(False)
+
+    async def found(self, within_s: float) -> bool:
+        """Whether it takes work in that time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._up.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def emptied(self, within_s: float) -> bool:
+        """Whether all that it has comes to its end in that time."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + within_s
+        while self._sinks and clock() < deadline:
+            await asyncio.sleep(LOOK_S)  # not an event, which every end of a sequence would have to set
+        return not self._sinks
+
+    def move(self, message: str) -> int:
+        """All that it has goes on elsewhere: the engine forgets it, and sinks are told. What it has not accepted yet
+        counts as accepted. Returns how many requests there were. Only where it is shut."""
+        lost = self._by_sink()
+        self.abort(list(self._sinks))
+        death = Death.by_plan(message)
+        for sink, seq_ids in lost:
+            sink.fail(death, seq_ids)
+        return len(lost)
+
+    def _by_sink(self) -> list[tuple[Sink, set[int]]]:
+        """One a request, whatever its choices."""
+        found: dict[int, tuple[Sink, set[int]]] = {}
+        for seq_id, sink in self._sinks.items():
+            found.setdefault(id(sink), (sink, set()))[1].add(seq_id)
+        return list(found.values())
+
+    async def submit(self, request: Submit, sink: Sink, cached_tokens: int = 0) -> None:
+        """cached_tokens: of the prompt, that the engine need not read, as far as anybody knows."""
         writer = self._writer
-        if self._ready is None or writer is None:
+        if not self.takes_work or writer is None:
             raise EngineUnavailable("The engine is not running.", self.retry_after_s)
         key = request.seq_ids[0]
         question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
         self._questions[key] = question
         self._sinks.update(dict.fromkeys(request.seq_ids, sink))
-        self._unread[key] = len(request.prompt)
-        self.unread_tokens += len(request.prompt)
+        self._unread[key] = unread = len(request.prompt) - cached_tokens
+        self.unread_tokens += unread
         writer.write(encode_frame(request))
         # A timer, not asyncio.timeout, which takes ten times as long and is in every request's way.
         late = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._wait_no_longer, question.answer)
@@ -280,8 +353,9 @@ class SocketEngine:
             case Progress():
                 listener.on_progress(message)
             case Ready():
-                self._ready = message
-                self._up.set()
+                self._ready = self._last_ready = message
+                if self._shut == "no":
+                    self._up.set()
                 self._spell()
                 self._observer.engine_up(True)
                 listener.on_ready(message)
@@ -327,14 +401,12 @@ class SocketEngine:
         for profile in self._profiles.values():
             if not profile.done():
                 profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
-        lost: dict[int, tuple[Sink, set[int]]] = {}  # by sink: one a request, whatever its choices
-        for seq_id, sink in self._sinks.items():
-            lost.setdefault(id(sink), (sink, set()))[1].add(seq_id)
+        lost = self._by_sink()
         self._sinks.clear()
         self._unread.clear()
         self.unread_tokens = 0
         self.death = Death(message, len(lost))
-        for sink, seq_ids in lost.values():
+        for sink, seq_ids in lost:
             sink.fail(self.death, seq_ids)
         self._stats = None
         if was_up:

@@ -80,20 +80,73 @@ class Supervisor:
         self._folder = folder
         self._number = number
         self._num_starts = 0
+        self.num_restarts = 0
+        self.changed_at = timing.clock()  # when the engine last became ready, or ended
         self._process: EngineHandle | None = None
         self._ready_at: float | None = None  # of the engine that runs or ran last
-        self._first: asyncio.Future[Ready] | None = None
+        self._on_progress: Callable[[Progress], None] = _unseen
+        self._awaited: asyncio.Future[Ready] | None = None  # by who has asked for a start, until it has come to an end
+        self._may_run = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, on_progress: Callable[[Progress], None]) -> Ready:
         """The first start. Raises EngineFailed if it does not succeed: then there is nothing to keep running."""
-        self._first = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep_running(on_progress), name="supervisor")
-        either: set[asyncio.Future[Any]] = {self._first, self._task}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not self._first.done():
-            await self._task
-        return self._first.result()
+        self._task = asyncio.create_task(self._keep_running(), name="supervisor")
+        return await self._started(on_progress)
+
+    async def launch(self, launcher: EngineLauncher, on_progress: Callable[[Progress], None], within_s: float) -> Ready:
+        """After `halt`: starts one, and from then on those that follow it, by this launcher. Raises EngineFailed if it
+        does not succeed, and then all is as after `halt`, but for the launcher."""
+        self._launcher = launcher
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._started(on_progress)
+        except TimeoutError:
+            raise EngineFailed("hung", f"the engine was not ready after {within_s:g} s") from None
+        finally:
+            if self._ready_at is None:
+                await self.halt()
+
+    async def halt(self) -> None:
+        """Ends the engine and starts no other, until it is told to. In bounded time."""
+        self._may_run.clear()
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life}, timeout=CLOSE_S)
+
+    def keep_trying(self, launcher: EngineLauncher) -> None:
+        """After `halt`: engines are started again, as after a death, until one is ready."""
+        self._launcher = launcher
+        self._may_run.set()
+
+    @property
+    def launcher(self) -> EngineLauncher:
+        return self._launcher
+
+    @property
+    def is_halted(self) -> bool:
+        return not self._may_run.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process on this machine, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def _started(self, on_progress: Callable[[Progress], None]) -> Ready:
+        assert self._task, "launched before started"
+        self._on_progress, self._ready_at = on_progress, None
+        self._awaited = asyncio.get_running_loop().create_future()
+        self._may_run.set()
+        try:
+            either: set[asyncio.Future[Any]] = {self._awaited, self._task}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not self._awaited.done():
+                await self._task
+            return self._awaited.result()
+        finally:
+            self._on_progress = _unseen
+            self._awaited.cancel()
 
     async def watch(self) -> None:
         """Returns only by an exception: a fault of the supervisor itself, never an engine's."""
@@ -114,15 +167,18 @@ class Supervisor:
         if self._process is not None:
             self._process.kill()
 
-    async def _keep_running(self, on_progress: Callable[[Progress], None]) -> None:
+    async def _keep_running(self) -> None:
         delay_s = self._backoff.first_s
         while True:
-            self._ready_at = None
-            try:
-                await self._live(on_progress)
-            except EngineFailed as failure:
-                if not self._has_been_ready():
-                    raise
+            await self._may_run.wait()
+            failure = await self._whole_life()
+            if failure is not None and self._awaited is not None and not self._awaited.done():
+                self._may_run.clear()
+                self._awaited.set_exception(failure)
+            if self.is_halted:
+                delay_s = self._backoff.first_s
+                continue
+            if failure is not None:
                 log.error("%s", failure.message)
             if self._ready_at is not None and self._timing.clock() - self._ready_at >= self._backoff.healthy_s:
                 delay_s = self._backoff.first_s
@@ -130,12 +186,32 @@ class Supervisor:
             self._engine.retry_after_s = max(1.0, delay_s)
             await self._timing.sleep(delay_s)
             delay_s = min(2 * delay_s, self._backoff.limit_s)
-            self._observer.engine_restarted()
+            if not self.is_halted:
+                self.num_restarts += 1
+                self._observer.engine_restarted()
 
-    def _has_been_ready(self) -> bool:
-        return self._first is not None and self._first.done()
+    async def _whole_life(self) -> EngineFailed | None:
+        """How it ended; None: it was halted, or came to no failure of its own. A task of its own, which `halt` ends
+        without ending us."""
+        self._ready_at = None
+        self._life = life = asyncio.create_task(self._live(), name="engine")
+        try:
+            await asyncio.wait({life})
+        finally:
+            if not life.done():  # we are cancelled
+                life.cancel()
+                await asyncio.wait({life})
+            self._life = None
+            self.changed_at = self._timing.clock()
+        if life.cancelled():
+            return None
+        try:
+            life.result()
+        except EngineFailed as failure:
+            return failure
+        return None
 
-    async def _live(self, on_progress: Callable[[Progress], None]) -> None:
+    async def _live(self) -> None:
         """One engine, from its start to its end. Always raises."""
         self._num_starts += 1
         process = await self._launcher.start(self._folder / f"engine-{self._number}-{self._num_starts}.sock")
@@ -143,7 +219,7 @@ class Supervisor:
         try:
             reader, writer = await process.connect()
             process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
-            listener = Listener(_unseen if self._has_been_ready() else on_progress, self._note_ready)
+            listener = Listener(self._on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
             if failure.kind == "hung":
@@ -159,16 +235,16 @@ class Supervisor:
     def _explain(self, process: EngineHandle) -> None:
         death = self._engine.death
         if death is not None and not death.explained.is_set():
-            death.from_outside = process.was_killed
+            death.from_outside = process.was_killed or self.is_halted
             death.explained.set()
             self._on_death(death.from_outside)
 
     def _note_ready(self, ready: Ready) -> None:
-        self._ready_at = self._timing.clock()
-        if self._first is None or self._first.done():
+        self._ready_at = self.changed_at = self._timing.clock()
+        if self._awaited is None or self._awaited.done():
             log.info("the engine is ready again")
         else:
-            self._first.set_result(ready)
+            self._awaited.set_result(ready)
 
 
 def _unseen(progress: Progress) -> None:

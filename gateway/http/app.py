@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from gateway.dashboard.routes import dashboard_routes
 from gateway.embeddings import prepare_embeddings
 from gateway.errors import ApiError
 from gateway.http import faults
-from gateway.http.connections import arrived
+from gateway.http.connections import Times, times_of
 from gateway.http.error_shape import error_response
 from gateway.http.exchange import Exchange, exchange_of, request_id
 from gateway.http.guard import RATE_LIMIT_HEADERS, Guard
@@ -36,14 +36,16 @@ from gateway.openapi.routes import docs_routes
 from gateway.requests.parse import unbuilt
 from gateway.requests.prepare import Workers, prepare_chat, prepare_completion
 from gateway.responses.routes import responses_routes
+from gateway.rolling.routes import rolling_routes
 from gateway.roseinfer.generate import prepare_generate
 from gateway.services import Services
-from gateway.timeline.laps import Laps
+from gateway.timeline.laps import Cause, Laps
 from gateway.timeline.routes import TimelinePage
 from gateway.timeline.store import timeline_of
 
 _log = logging.getLogger("headrace.http")
 TRACE_HEADERS = (b"traceparent", b"tracestate")
+MIN_SENDING_S = 1e-6  # less is what floats make of one clock's differences
 OPENAI_VERSION = b"2020-10-01"  # of the API whose shapes are spoken
 
 
@@ -93,6 +95,7 @@ def routes(services: Services, workers: Workers) -> list[Route]:
         Route("/stats", pages.stats),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
+        *rolling_routes(services),
         Route("/debug/profile", TakeProfile(services), methods=["POST"]),
         Route("/version", pages.version),
         *docs_routes(services),
@@ -137,11 +140,12 @@ class Edge:
             return await self._app(scope, receive, send)
         services = self._services
         drawn = request_id(scope["headers"], services.random_bits(128))
-        laps = Laps(services.clock, arrived(scope, services.clock()))
+        times = times_of(scope)
+        laps = laps_since_arrival(services.clock, times, scope)
         exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], laps.began, laps=laps)
         try:
             with services.drain.request():
-                await self._guard(scope, receive, self._stamp(exchange, send), exchange)
+                await self._guard(scope, receive, self._stamp(exchange, send, times), exchange)
         finally:
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
             exchange.end(services.metrics)
@@ -150,7 +154,7 @@ class Edge:
                 services.spans.add(timeline_of(exchange, now, ended=True), trace_headers(scope))
         return None
 
-    def _stamp(self, exchange: Exchange, send: Send) -> Send:
+    def _stamp(self, exchange: Exchange, send: Send, times: Times | None) -> Send:
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
@@ -162,7 +166,12 @@ class Edge:
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     (b"openai-version", OPENAI_VERSION),
                 ]
+            if times is None or message["type"] != "http.response.body" or message.get("more_body", False):
+                return await send(message)
+            times.ending()
             await send(message)
+            exchange.laps.end(self._services.clock() - times.idle_s())
+            return None
 
         return stamped
 
@@ -176,6 +185,16 @@ class Edge:
             # Once a response has begun, only its missing end can tell the client.
             if exchange.status == 0:
                 await error_response(error, scope)(scope, receive, send)
+
+
+def laps_since_arrival(clock: Callable[[], float], times: Times | None, scope: Scope) -> Laps:
+    if times is None:
+        return Laps(clock)
+    arrival = times.arrival(interleaved=scope["http_version"] not in ("1.0", "1.1"))
+    before: dict[Cause, float] = {"event_loop": arrival.unread_s}
+    if arrival.sending_s > MIN_SENDING_S:
+        before["receive"] = arrival.sending_s
+    return Laps(clock, clock() - arrival.ago_s, before)
 
 
 def trace_headers(scope: Scope) -> dict[str, str]:

@@ -36,6 +36,7 @@ class Exchange:
     generated_tokens: int = 0
     ttft_s: float | None = None
     key: str | None = None  # the name of the one that was given
+    is_admin: bool = False  # by that key
     running_on: RunningOn | None = None  # when it has been answered
     laps: Laps = field(default_factory=Laps)
 

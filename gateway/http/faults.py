@@ -7,6 +7,7 @@ import math
 from gateway.engines.profiles import NoProfile
 from gateway.errors import ApiError
 from gateway.http.ratelimit import Refusal, duration
+from gateway.rolling.change import Refused
 from gateway.services import Services
 from scheduler.types import Rejected
 
@@ -127,6 +128,21 @@ def stalled(seconds: float) -> ApiError:
 def slow_reader(max_bytes: int) -> ApiError:
     message = f"The stream was read too slowly: more than {max_bytes} bytes were waiting."
     return ApiError(408, message, type="timeout_error", code="slow_reader")
+
+
+def admin_off() -> ApiError:
+    message = "Engines cannot be changed here. A server that is started with --admin answers."
+    return ApiError(403, message, type="permission_error", code="admin_off")
+
+
+def not_admin() -> ApiError:
+    message = "This key may not change engines. In the file of keys, one that may has the word admin."
+    return ApiError(403, message, type="permission_error", code="not_admin")
+
+
+def change_refused(refusal: Refused) -> ApiError:
+    status = {"engine_not_found": 404, "reload_refused": 400}.get(refusal.code, 409)
+    return ApiError(status, refusal.message, param=refusal.param, code=refusal.code)
 
 
 def profiling_off() -> ApiError:

@@ -20,6 +20,7 @@ from gateway.services import Services
 OPEN_PATHS = frozenset({"/health", "/ready", *CHAT_PAGE.paths, *LIVE_PAGE.paths})
 # POST, but nothing is generated
 FREE_PATHS = frozenset({"/tokenize", "/detokenize", "/debug/profile", *OPEN_PATHS})
+FREE_BEGINNINGS = ("/admin/",)
 FREE_ENDS = ("/count_tokens", "/render", "/cancel", "/input_tokens")
 RATE_LIMIT_HEADERS = [
     f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
@@ -42,6 +43,7 @@ class Guard:
         try:
             key = self._identify(scope)
             exchange.key = key.name if key else None
+            exchange.is_admin = key is not None and key.admin
             account = self._account(scope, key)
             visit = self._enter(account, exchange) if account else None
         except ApiError as error:
@@ -106,7 +108,8 @@ class Guard:
 def is_limited(scope: Scope) -> bool:
     """Every POST but those named above: a new endpoint is limited until somebody says otherwise."""
     path: str = scope["path"]
-    return scope["method"] == "POST" and path not in FREE_PATHS and not path.endswith(FREE_ENDS)
+    is_free = path in FREE_PATHS or path.endswith(FREE_ENDS) or path.startswith(FREE_BEGINNINGS)
+    return scope["method"] == "POST" and not is_free
 
 
 def got_nothing(exchange: Exchange) -> bool:

@@ -35,10 +35,16 @@ class Key:
     rpm: int | None = None  # None: as for all keys; 0: no limit
     tpm: int | None = None
     concurrency: int | None = None
+    admin: bool = False  # may change engines: docs/rolling.md
 
     def limits(self, defaults: RateLimits) -> RateLimits:
         own = {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
         return replace(defaults, **own)
+
+
+def tenant_of(name: str | None) -> int:
+    """The number under which an engine knows a key, the same from every gateway. 0: none was given."""
+    return 0 if name is None else int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) or 1
 
 
 def hashed(secret: bytes) -> bytes:
@@ -59,7 +65,7 @@ def parse_key(text: str) -> Key:
 
 
 def parse_line(line: str) -> Key | None:
-    """`key name=team-a rpm=60 tpm=100000 concurrency=8  # comment`. Raises KeysError."""
+    """`key name=team-a rpm=60 tpm=100000 concurrency=8 admin  # comment`. Raises KeysError."""
     words = re.sub(r"(^|\s)#.*", "", line).split()
     if not words:
         return None
@@ -67,11 +73,13 @@ def parse_line(line: str) -> Key | None:
     settings: dict[str, Any] = {}
     for number, word in enumerate(words[1:], start=1):
         name, equals, value = word.partition("=")
+        if word == "admin" and name not in settings:
+            settings[name] = True
+            continue
         if not equals or name not in ("name", *LIMITS):
             # not quoted: it may be a second key
-            raise KeysError(
-                f"word {number} after the key is none of name=, " + ", ".join(f"{each}=" for each in LIMITS)
-            )
+            known = ", ".join(f"{each}=" for each in LIMITS)
+            raise KeysError(f"word {number} after the key is none of name=, {known}, admin")
         if name in settings:
             raise KeysError(f"{name}= is there twice")
         settings[name] = _name(value) if name == "name" else _limit(name, value)
@@ -122,7 +130,7 @@ class Keys:
 
     def __init__(self, own: str, file: Path | None, clock: Callable[[], float]) -> None:
         """own: the one given by itself; "": none. Raises KeysError."""
-        self._own = [parse_key(own)] if own else []
+        self._own = [replace(parse_key(own), admin=True)] if own else []
         self._file = file
         self._clock = clock
         self._in_file: list[Key] = []

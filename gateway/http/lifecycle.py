@@ -15,11 +15,13 @@ from typing import Any, cast
 
 import hypercorn.asyncio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
 
 from gateway.http import connections
 from gateway.http.drain import Drain
 from gateway.http.ending import STRAGGLER_S, Signals, within
 from gateway.http.port import BACKLOG, listen
+from gateway.http.stamps import StampedListener
 
 MAX_HEADER_BYTES = 32 << 10  # of one request, its first line included
 KEEP_ALIVE_S = 75.0  # idle, or sending its headers: longer than the pools of usual clients, who then close first
@@ -29,9 +31,16 @@ CLOSE_S = 2.0  # for Hypercorn to end its connections
 log = logging.getLogger("headrace.http")
 
 
+class StampedConfig(HypercornConfig):
+    def create_sockets(self) -> Sockets:
+        sockets = super().create_sockets()
+        sockets.insecure_sockets[:] = map(StampedListener.of, sockets.insecure_sockets)
+        return sockets
+
+
 def hypercorn_config(listener: socket.socket, beside: socket.socket | None = None) -> HypercornConfig:
     """Hands the listeners over: Hypercorn closes them."""
-    config = HypercornConfig()
+    config = StampedConfig()
     config.bind = [f"fd://{listener.detach()}"]
     if beside is not None:
         config.bind.append(f"fd://{beside.detach()}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from gateway.http.stamps import ask_for_stamps
+
 BACKLOG = 1024  # connections that wait to be accepted
 
 
@@ -53,6 +55,7 @@ def listen_beside(path: Path) -> socket.socket:
 
 
 def listen(listener: socket.socket) -> None:
+    ask_for_stamps(listener)
     try:
         listener.listen(BACKLOG)
     except OSError as error:  # another process, starting at the same time, was faster

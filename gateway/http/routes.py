@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
 
+from msgspec import UNSET, UnsetType
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from gateway.http.exchange import Exchange, exchange_of
 from gateway.http.race import ClientGone, Interrupt, MustStop, Presence
 from gateway.http.sse import EventResponse, SendTimeout
 from gateway.http.stream import BrokenOff, EventStream, outcome, whole_answer
-from gateway.openai import Detokenized, Health, ModelCard, ModelList, Rendered, Tokenized, Version, encode
+from gateway.openai import Detokenized, Health, ModelCard, ModelList, PageDefaults, Rendered, Tokenized, Version, encode
 from gateway.requests import prepare
 from gateway.requests.convert import check_model
 from gateway.requests.parse import ignored_header
@@ -197,7 +198,12 @@ class Pages:
     def _card(self) -> ModelCard:
         model, ready = self._services.model, self._services.engine.ready
         length = model.context_length if ready is None else ready.max_model_len
-        return ModelCard(model.name, model.created, max_model_len=length)
+        return ModelCard(model.name, model.created, max_model_len=length, page_defaults=self._page_defaults())
+
+    def _page_defaults(self) -> PageDefaults | UnsetType:
+        settings = self._services.settings
+        web = settings.web_defaults
+        return PageDefaults(web.temperature, web.top_k, web.max_tokens) if settings.web_page else UNSET
 
     async def models(self, request: Request) -> Response:
         exchange_of(request.scope).endpoint = "models"

@@ -29,10 +29,27 @@ OptionValue = str | int | float | bool
 OF_SERVERS = frozenset(
     {
         *("host", "port", "cors_origin", "max_body", "drain_timeout", "api_key", "api_key_file", "metrics_auth"),
-        *("limit_rpm", "limit_tpm", "limit_concurrency", "responses_store", "responses_store_memory", "timelines"),
+        *(
+            "limit_rpm",
+            "limit_tpm",
+            "limit_concurrency",
+            "responses_store",
+            "responses_store_memory",
+            "timelines",
+            "fairness",
+        ),
         *("otlp_traces_endpoint", "max_background", "debug_profile", "vllm_metric_names", "log_level", "log_format"),
         *("ray", "ray_name", "attach", "engine_tls_cert", "engine_tls_key", "engine_tls_ca"),
-        *("strict", "gateways", "end_with_stdin", "web_temperature", "web_top_k", "web_max_tokens"),
+        *(
+            "strict",
+            "gateways",
+            "end_with_stdin",
+            "admin",
+            "web_temperature",
+            "web_top_k",
+            "web_max_tokens",
+            "web_page",
+        ),
         *("generate_temperature", "generate_top_k", "generate_top_p", "generate_stop_on_eos", "generate_do_sample"),
     }
 )

@@ -17,6 +17,8 @@ from gateway.messages import types as anthropic
 from gateway.openapi import schemas
 from gateway.openapi.fields import Schema, either
 from gateway.responses import types as responses
+from gateway.rolling import types as rolling
+from gateway.rolling.settings import ReloadOptions
 from gateway.roseinfer import generate
 from gateway.timeline.store import Timeline
 
@@ -84,6 +86,10 @@ _TIMEOUT = _in_query(
     "Seconds after which the steps that there were are enough.",
     {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S, "default": 60},
 )
+_ENGINE = _in_path("engine", "Its number, from 0.")
+_FORCE = _in_query("force", "Also the last one that serves.", {"type": "boolean", "default": False})
+_LINES = "application/x-ndjson"
+_CHANGES = (403, 404, 409, 500, 503)
 _STREAM = _in_query("stream", "true is not built.", either({"const": "false"}))
 
 _CHAT_EXAMPLES: Examples = {
@@ -277,6 +283,27 @@ OTHERS = (
         errors=(400, 403, 409, 500, 503, 504),
         parameters=(_STEPS, _TIMEOUT),
         headers=("x-headrace-steps",),
+    ),
+    Operation(
+        *("get", "/admin/engines", "Server", "How each engine stands, where --admin is given", rolling.Engines),
+        errors=(403, 500),
+    ),
+    Operation(
+        *("post", "/admin/engines/{engine}/drain", "Server", "What it has is moved, and it ends; a line for each step"),
+        answer=_LINES,
+        errors=_CHANGES,
+        parameters=(_ENGINE, _FORCE),
+    ),
+    Operation(
+        *("post", "/admin/engines/{engine}/resume", "Server", "One that was drained starts; likewise"),
+        answer=_LINES,
+        errors=_CHANGES,
+        parameters=(_ENGINE,),
+    ),
+    Operation(
+        *("post", "/admin/reload", "Server", "New weights or settings, one engine at a time; likewise", _LINES),
+        body=ReloadOptions,
+        errors=(*_BODY, 403, 409),
     ),
     Operation("get", "/version", "Server", "Of headrace", openai.Version),
     Operation("get", "/openapi.json", "Server", "This description, for programs", dict),

@@ -15,6 +15,8 @@ from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
 from gateway.openapi.fields import TYPES, Schema, all_fields, ref
 from gateway.responses import types as responses
+from gateway.rolling import types as rolling
+from gateway.rolling.settings import ReloadOptions
 from gateway.roseinfer import generate
 from gateway.services import Services
 from gateway.timeline.store import Timeline
@@ -103,6 +105,7 @@ _ANSWERS: Mapping[str, Sequence[type[Any]]] = {
         *(openai.Health, openai.Version, openai.Tokenized, openai.Detokenized, openai.Rendered),
         *(embeddings.Embeddings, generate.GeneratedText, Timeline, Error, AnthropicError, NanochatError),
     ),
+    "Admin": (rolling.Engines, ReloadOptions),
     "Dashboard": (dashboard.Event,),
     "Nanochat": (chat_web.Token, chat_web.Done, chat_web.Health, chat_web.Stats),
     "Anthropic": (anthropic.Message, MessageEvent, MessageDelta, anthropic.TokenCount),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -62,6 +62,14 @@ class TextRules:
     reader: Callable[[], Reader] | None = None  # finds reasoning and tool calls; None: all is text
 
 
+@dataclass(slots=True)
+class Place:
+    """Where a job runs, as soon as it does: the replica of its first sequence, and after a migration that of those that
+    were moved last."""
+
+    replica: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A request in the engine's terms. Choice c of prompt p is sequence p*n + c."""
@@ -73,6 +81,7 @@ class Job:
     text: TextRules
     priority: int = 0
     salt: bytes = b""
+    place: Place = field(default_factory=Place, compare=False)
 
     @property
     def seed(self) -> int:

@@ -29,7 +29,6 @@ from gateway.siblings.messages import (
     Setup,
     Told,
     ToSibling,
-    What,
     bodies,
     frame,
     from_sibling,
@@ -40,6 +39,7 @@ from scheduler.protocol import FrameError
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway.siblings")
 OPEN_S = 600.0  # from their start until they could serve; the engine loads its weights meanwhile
 ASK_S = 1.0
+SHUT_S = 5.0  # one that does not answer by then loses what it has in the engine, as by a death
 TELL_S = 0.2  # between two messages of what clients with limits have used
 FIRST_DELAY_S, MOST_DELAY_S, HEALTHY_S = 0.5, 30.0, 60.0
 KILL_S = 5.0
@@ -91,6 +91,7 @@ class Siblings:
         self._gone: list[Series] = []
         self._next_ask = 1
         self._is_open = False
+        self._shut: dict[int, bool] = {}  # engines that are, and whether for a moment
         self._stopping = False
         self._link: asyncio.Server | None = None
         self._keepers: list[asyncio.Task[None]] = []
@@ -221,6 +222,8 @@ class Siblings:
                 if isinstance(message, Hello):
                     sibling = self._siblings[message.number]
                     sibling.writer = writer
+                    for engine, pause in self._shut.items():
+                        sibling.send(Ask(0, "shut", engine=engine, pause=pause))
                 elif sibling is not None:
                     self._take(sibling, message)
         except (FrameError, msgspec.MsgspecError, KeyError) as error:
@@ -273,32 +276,50 @@ class Siblings:
 
     async def ask_for_series(self) -> None:
         """Others'."""
-        asked = [self._ask(each, "series") for each in self._siblings.values()]
+        asked = [self._ask(each, Ask(0, "series")) for each in self._siblings.values()]
         for sibling, answer in zip(self._siblings.values(), await asyncio.gather(*asked), strict=True):
             if answer is not None and sibling.writer is not None:
                 self._know(sibling, answer.series)
 
     async def live(self) -> list[Elsewhere]:
         """Others'."""
-        answers = await asyncio.gather(*[self._ask(each, "live") for each in self._siblings.values()])
+        answers = await asyncio.gather(*[self._ask(each, Ask(0, "live")) for each in self._siblings.values()])
         return [answer.live for answer in answers if answer is not None and answer.live is not None]
 
     async def timeline(self, request_id: str, key: str | None) -> bytes:
         """Others'."""
-        asked = [self._ask(each, "timeline", request_id, key) for each in self._siblings.values()]
+        asked = [self._ask(each, Ask(0, "timeline", request_id, key)) for each in self._siblings.values()]
         answers = await asyncio.gather(*asked)
         return next((answer.timeline for answer in answers if answer is not None and answer.timeline), b"")
 
-    async def _ask(self, sibling: Sibling, what: What, request_id: str = "", key: str | None = None) -> Answer | None:
+    async def shut(self, engine: int, pause: bool) -> None:
+        """Returns when no gateway gives it new work."""
+        self._shut[engine] = pause
+        asked = Ask(0, "shut", engine=engine, pause=pause)
+        await asyncio.gather(*[self._ask(each, asked, SHUT_S) for each in self._siblings.values()])
+
+    async def move(self, engine: int, wait_s: float, message: str) -> int:
+        """What others have in it, once it is shut, after so long. Returns how many requests they were."""
+        asked = Ask(0, "move", engine=engine, wait_s=wait_s, message=message)
+        asking = [self._ask(each, asked, wait_s + SHUT_S) for each in self._siblings.values()]
+        return sum(answer.moved for answer in await asyncio.gather(*asking) if answer is not None)
+
+    async def reopen(self, engine: int) -> None:
+        """Returns when they have found it, or soon after."""
+        self._shut.pop(engine, None)
+        asked = Ask(0, "open", engine=engine, wait_s=SHUT_S)
+        await asyncio.gather(*[self._ask(each, asked, 2 * SHUT_S) for each in self._siblings.values()])
+
+    async def _ask(self, sibling: Sibling, asked: Ask, within_s: float = ASK_S) -> Answer | None:
         """None: it did not answer in time."""
         if sibling.writer is None:
             return None
         ask_id, self._next_ask = self._next_ask, self._next_ask + 1
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         sibling.asked[ask_id] = answer
-        sibling.send(Ask(ask_id, what, request_id, key))
+        sibling.send(msgspec.structs.replace(asked, ask_id=ask_id))
         try:
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(within_s):
                 return await answer
         except TimeoutError:
             log.warning("gateway %d does not answer", sibling.number)

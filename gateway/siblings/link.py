@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -68,6 +69,7 @@ class Link:
         self._live = live
         self._seen: dict[int, tuple[Snapshot, float]] = {}  # by engine, and when
         self._may_open = asyncio.Event()
+        self._answering: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self, lost: Callable[[], None]) -> None:
@@ -116,10 +118,32 @@ class Link:
                 self._send(Answer(ask_id, live=self._elsewhere()))
             case Ask(ask_id, "timeline", request_id, key):
                 self._send(Answer(ask_id, timeline=self._timeline(request_id, key)))
+            case Ask(ask_id, "shut"):
+                self._engines[message.engine].shut(message.pause)
+                self._send(Answer(ask_id))
+            case Ask(ask_id, "open"):
+                self._engines[message.engine].open()
+                self._later(self._found(message))
+            case Ask(ask_id, "move"):
+                self._later(self._move(message))
             case Charges(gateway, spent):
                 self._accounts.charge(gateway, spent, asyncio.get_running_loop().time())
             case Left(gateway):
                 self._accounts.lose(gateway)
+
+    def _later(self, answer: Coroutine[Any, Any, None]) -> None:
+        answering = asyncio.create_task(answer, name="answer")
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+
+    async def _found(self, asked: Ask) -> None:
+        await self._engines[asked.engine].found(asked.wait_s)
+        self._send(Answer(asked.ask_id))
+
+    async def _move(self, asked: Ask) -> None:
+        engine = self._engines[asked.engine]
+        await engine.emptied(asked.wait_s)
+        self._send(Answer(asked.ask_id, moved=engine.move(asked.message)))
 
     def _elsewhere(self) -> Elsewhere:
         """The engines' next snapshots come for the next one who asks; where nobody did of late, there are none."""

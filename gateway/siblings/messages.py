@@ -19,7 +19,7 @@ from scheduler.protocol import LENGTH_BYTES, FrameSplitter
 READ_BYTES = 1 << 16
 LINK = "gateways.sock"  # in the server's private folder
 HTTP = "http.sock"  # the first one's pages, for the others
-What = Literal["series", "live", "timeline"]
+What = Literal["series", "live", "timeline", "shut", "move", "open"]
 
 
 def engine_socket(number: int) -> str:
@@ -87,15 +87,22 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     series: list[Series] = []
     timeline: bytes = b""  # as JSON; empty: nothing is known of that request
     live: Elsewhere | None = None
+    moved: int = 0  # requests
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """timeline: the request's, as far as this key may see it."""
+    """timeline: the request's, as far as this key may see it. shut: give this engine no new work; move: what it has of
+    yours goes on elsewhere, after so long; open: give it work again, as soon as you have found it. Answered when done.
+    """
 
     ask_id: int
     what: What
     request_id: str = ""
     key: str | None = None
+    engine: int = 0
+    pause: bool = False  # it will be back in a moment
+    wait_s: float = 0.0
+    message: str = ""
 
 
 class Charges(msgspec.Struct, frozen=True, array_like=True, tag="charges"):

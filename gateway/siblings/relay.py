@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.errors import ApiError
 from gateway.http.error_shape import error_response
 
-KEPT = ("/metrics", "/stats", "/dashboard", "/debug", "/v1/responses", "/v1/requests")  # and all below them
+KEPT = ("/metrics", "/stats", "/dashboard", "/debug", "/v1/responses", "/v1/requests", "/admin")  # and all below them
 CONNECT_S = 5.0
 READ_BYTES = 1 << 16
 # Of one connection, not of a request (RFC 9110, 7.6.1). What HTTP/2 calls by other names is there by these as well.

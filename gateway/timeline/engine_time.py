@@ -68,6 +68,7 @@ def _until_first(first: FirstToken, seconds: float) -> dict[Cause, float]:
         "waiting_choice": told.choice_s,
         "waiting_rows": told.rows_s,
         "waiting_blocks": told.blocks_s,
+        "waiting_fairness": told.fairness_s,
         "prefill": own,
         "others_prefill": told.others_prefill_s,
         "preemption": told.away_s,

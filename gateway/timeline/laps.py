@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal
 
 Cause = Literal[
+    "event_loop",  # its bytes had come, and the gateway was busy with others
     "accept",  # routes, middleware, and whatever has no name of its own
     "rate_limit",  # keys and limits
     "turn",  # a burst of requests is let in over several turns of the event loop
@@ -25,6 +26,7 @@ Cause = Literal[
     "waiting_step",  # in the engine's queue: for the end of the running step, and for those before it in line
     "waiting_rows",  # for a row of the batch
     "waiting_blocks",  # for KV blocks
+    "waiting_fairness",  # another tenant's was let in in its turn
     "waiting_choice",  # for the first choice to compute the prompt
     "prefill",  # its own prompt
     "others_prefill",  # prompts of others in its steps
@@ -44,12 +46,18 @@ class Laps:
 
     __slots__ = ("_cause", "_clock", "_cut", "_ended", "_final", "_since", "_spent", "began", "events")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, began: float | None = None) -> None:
-        """began: by that clock; now, if it is not given."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
+        before: Mapping[Cause, float] = MappingProxyType({}),
+    ) -> None:
+        """began: by that clock; now, if it is not given. before: seconds since then that are accounted for."""
         self._clock = clock
-        self.began = self._since = clock() if began is None else began
+        self.began = clock() if began is None else began
+        self._since = self.began + sum(before.values())
         self._cause: Cause = "accept"
-        self._spent: dict[Cause, float] = {}
+        self._spent: dict[Cause, float] = dict(before)
         self._cut: Cut | None = None
         self._ended: float | None = None
         self._final: dict[Cause, float] = {}  # once it has ended
@@ -69,12 +77,12 @@ class Laps:
             self.note(cause, now)
         return before
 
-    def end(self) -> float:
-        """Nothing takes time any more. Returns the seconds since the beginning."""
+    def end(self, at: float | None = None) -> float:
+        """Nothing takes time any more, since `at` or now. Returns the seconds since the beginning."""
         if self._ended is None:
-            now = self._clock()
-            self._final = self._at(now)
-            self._ended, self._cut = now, None
+            ended = self._clock() if at is None else max(at, self._since)
+            self._final = self._at(ended)
+            self._ended, self._cut = ended, None
         return self._ended - self.began
 
     def note(self, name: str, at: float | None = None) -> None:

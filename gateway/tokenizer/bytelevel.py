@@ -21,6 +21,6 @@ def spelling(data: bytes) -> str:
 def from_spelling(token: str) -> bytes | None:
     """The bytes a vocabulary entry stands for; None if it uses characters outside the alphabet."""
     try:
-        return bytes([_BYTE_OF[character] for character in token])
+        return bytes(map(_BYTE_OF.__getitem__, token))
     except KeyError:
         return None

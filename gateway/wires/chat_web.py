@@ -10,6 +10,7 @@ from gateway.answers.choice import Delta
 from gateway.errors import ApiError
 from gateway.http.error_shape import chat_web_body
 from gateway.openai import Usage, encode
+from gateway.requests.convert import Place
 from gateway.timeline.laps import Laps
 from gateway.wires.base import event
 
@@ -18,7 +19,12 @@ DONE = b'data: {"done": true}\n\n'
 
 @dataclass(frozen=True, slots=True)
 class ChatWebWire:
-    gpu: int = 0  # the replica's number
+    place: Place
+
+    @property
+    def gpu(self) -> int:
+        """The replica's number."""
+        return self.place.replica
 
     def opening(self) -> bytes:
         return b""

@@ -17,7 +17,7 @@ from gateway.http.ending import Signals
 from gateway.http.keys import Keys
 from gateway.http.lifecycle import Server
 from gateway.http.port import bind
-from gateway.services import Services
+from gateway.services import HttpSettings, Services
 from scheduler.protocol import Submit
 from tests.fixtures.fakes import ASSISTANT, EOS, SYSTEM, USER, FakeEngine, Script, toy_model, toy_services
 
@@ -104,13 +104,17 @@ class ChatServer:
 
 
 @contextmanager
-def chat_server(key: str | None = None, has_template: bool = True) -> Iterator[ChatServer]:
+def chat_server(
+    key: str | None = None, has_template: bool = True, settings: HttpSettings | None = None
+) -> Iterator[ChatServer]:
     engine = SayingEngine()
     model = toy_model(reasoning=ReasoningFormat(), **({} if has_template else {"chat_template": None}))
     keys = Keys(key, None, time.monotonic) if key else None
     services = replace(
         toy_services(engine, model, migration=False), clock=time.monotonic, wall_clock=time.time, keys=keys
     )
+    if settings is not None:
+        services = replace(services, settings=settings)
     server = ChatServer(engine)
     opened, signals = threading.Event(), Signals()
     thread = threading.Thread(target=_serve, args=(server, services, signals, opened))

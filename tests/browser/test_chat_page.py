@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from gateway.chatpage.files import FOLDER, PAGE, PARTS
+from gateway.services import HttpSettings, WebDefaults
 from scheduler.types import Rejected
 from tests.browser.chat_server import ChatServer, chat_server
 from tests.browser.conftest import PHONE, WIDTH, OpenPage, pages_of
@@ -398,6 +399,24 @@ def test_settings_are_asked_for_and_empty_ones_are_the_server_s(chat: ChatServer
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.5, 0.9, 7, 9)
     assert chat.asked[0] == ("system", "Be brief.")
     expect(page.locator(".timing dl").last).to_contain_text("seed42")
+
+
+def test_of_nanochat_web_the_page_asks_with_its_defaults(browser: Browser) -> None:
+    settings = HttpSettings(migration=False, web_page=True, web_defaults=WebDefaults(0.25, 7, 9))
+    with chat_server(settings=settings) as chat, pages_of(browser, chat.url) as opening:
+        page = opening("/")
+        send(page, "Plain")
+        is_over(page)
+        params = chat.last.params
+        assert (params.temperature, params.top_k, params.max_tokens) == (0.25, 7, 9)
+        button(page, "Settings").click()
+        field = page.get_by_label("Temperature")
+        assert (field.input_value(), field.get_attribute("placeholder")) == ("", "0.25")
+        field.fill("0.5")
+        page.get_by_role("button", name="Done").click()
+        send(page, "Set")
+        is_over(page)
+        assert (chat.last.params.temperature, chat.last.params.top_k) == (0.5, 7)
 
 
 def test_settings_that_cannot_be_are_refused_in_words(open_chat: OpenPage) -> None:

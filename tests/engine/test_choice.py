@@ -147,7 +147,8 @@ def started(gguf_path: Path) -> Started:
 
 @pytest.fixture
 def runs_natively(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any processor: where it has no instructions for it, slowly."""
+    """On any processor: where it has no instructions for it, slowly. Both ways are open."""
+    monkeypatch.setattr(choice, "cpu_flags", lambda: {"amx_bf16"})
     monkeypatch.setattr(building, "native_variant", lambda *_: library.runnable()[0])
 
 
@@ -180,6 +181,13 @@ def test_the_engine_is_built_as_the_rule_says(
 def test_weights_that_would_fill_the_memory_are_not_widened(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "available_bytes", lambda: 400 << 20)
     monkeypatch.setattr(choice, "measure", lambda *_: PLAIN_FASTER)
+    assert started.ready().attention.startswith("native")
+
+
+@pytest.mark.usefixtures("runs_natively")
+def test_without_matrix_units_nothing_is_timed(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "cpu_flags", lambda: {"avx512_bf16", "amx_tile"})
+    monkeypatch.setattr(choice, "measure", lambda *_: pytest.fail("timed"))
     assert started.ready().attention.startswith("native")
 
 

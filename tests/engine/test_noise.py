@@ -1,11 +1,17 @@
 """The noise is a pure function, the same in every implementation, and distributed as it should be."""
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
-from engine import noise
+from engine import noise, noise_native, noise_numba
+from engine.native import library
 
 CPU = torch.device("cpu")
 
@@ -43,19 +49,38 @@ def test_no_value_is_above_the_bound_that_pruning_relies_on() -> None:
     assert largest < noise.MAX_GUMBEL
 
 
+PRUNED = {"numba": noise_numba.draw_pruned} | {
+    variant: partial(noise_native.draw_pruned, variant=variant) for variant in library.runnable()
+}
+pruned = pytest.mark.parametrize("draw", PRUNED.values(), ids=PRUNED.keys())
+Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@pruned
+@pytest.mark.parametrize("vocab", [5000, 64, 3])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 10.0])
-def test_pruned_kernel_draws_what_hashing_every_id_draws(spread: float) -> None:
+def test_pruned_kernels_draw_what_hashing_every_id_draws(spread: float, vocab: int, draw: Draw) -> None:
     generator = torch.Generator().manual_seed(7)
-    logits = torch.randn(64, 5000, generator=generator) * spread
+    logits = torch.randn(64, vocab, generator=generator) * spread
+    logits[:9, vocab // 2 :] = float("-inf")  # as grammars leave it
     temperatures = torch.rand(64, generator=generator) * 2 + 0.01
     keys = noise.row_keys(list(range(64)), list(range(100, 164)), CPU)
-    assert torch.equal(noise.draw(logits, temperatures, keys), noise.draw_all(logits, temperatures, keys))
+    assert torch.equal(draw(logits, temperatures, keys), noise.draw_all(logits, temperatures, keys))
 
 
-def test_equal_scores_are_won_by_the_lowest_id() -> None:
-    logits = torch.full((1, 10), float("-inf"))
+@pruned
+def test_equal_scores_are_won_by_the_lowest_id(draw: Draw) -> None:
+    logits = torch.full((1, 200), float("-inf"))
     keys = noise.row_keys([1], [1], CPU)
-    assert noise.draw(logits, torch.ones(1), keys).item() == noise.draw_all(logits, torch.ones(1), keys).item() == 0
+    assert draw(logits, torch.ones(1), keys).item() == noise.draw_all(logits, torch.ones(1), keys).item() == 0
+
+
+def test_on_a_cpu_the_compiled_kernel_draws() -> None:
+    assert noise.draw(torch.tensor([[0.0, 90.0, 0.0]]), torch.ones(1), noise.row_keys([1], [1], CPU)).tolist() == [1]
+    code = "import sys, torch; from engine import noise; one = torch.ones(1)\n"
+    code += "noise.draw(one[None], one, noise.row_keys([1], [1], one.device)); print('numba' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.strip() == str(not library.runnable())
 
 
 def test_draws_follow_the_softmax() -> None:

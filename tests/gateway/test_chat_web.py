@@ -73,6 +73,12 @@ async def test_the_bytes_of_a_stream_are_those_of_nanochats_server() -> None:
     )
 
 
+async def test_each_piece_names_the_replica_it_comes_from() -> None:
+    engine = saying("ab")
+    engine.number = 3
+    assert [event.get("gpu") for event in events((await ask(engine, HELLO)).content)] == [3, 3, None]
+
+
 async def test_its_page_reads_the_answer() -> None:
     text = "Ünïcode, \U0001f600 and 漢字: data: {}\n\ndata: [DONE]"
     app = create_app(toy_services(saying(text)))
@@ -354,7 +360,7 @@ async def test_health_and_stats_of_an_idle_server(client: httpx.AsyncClient) -> 
     stats = (await client.get("/stats")).json()
     (worker,) = stats.pop("workers")
     assert stats == {"total_workers": 1, "available_workers": 1, "busy_workers": 0}
-    assert worker == {"gpu_id": 0, "device": "cpu", "running": 0, "waiting": 0, "max_running": 8}
+    assert worker == {"gpu_id": 0, "device": "cpu", "running": 0, "waiting": 0, "max_running": 8, "state": "up"}
 
 
 @pytest.mark.parametrize(

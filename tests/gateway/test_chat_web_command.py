@@ -69,7 +69,7 @@ def test_without_flags_it_serves_as_its_script_did(configs: list[Config]) -> Non
     )
     assert config.replicas == 1
     assert (config.web_temperature, config.web_top_k, config.web_max_tokens) == (0.8, 50, 512)
-    assert (config.cors_origin, config.limits) == ("*", "nanochat")
+    assert (config.cors_origin, config.limits, config.web_page) == ("*", "nanochat", True)
     assert (config.max_messages, config.max_tokens_limit) == (500, 4096)
 
 

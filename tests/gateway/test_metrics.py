@@ -85,8 +85,8 @@ def test_who_waits_is_told_by_what_for() -> None:
     metrics = Metrics()
     metrics.engines[0].on_stats(msgspec.structs.replace(stats(waiting=9, parked=3, compiling=2), waits_for="blocks"))
     assert waiting(metrics) == {"blocks": 6, "choice": 3, "grammar": 2}
-    metrics.engines[0].on_stats(msgspec.structs.replace(stats(waiting=4), waits_for="rows"))
-    assert waiting(metrics) == {"rows": 4}
+    metrics.engines[0].on_stats(msgspec.structs.replace(stats(waiting=4, overtaken=1), waits_for="rows"))
+    assert waiting(metrics) == {"rows": 3, "fairness": 1}
 
 
 def test_counters_grow_by_differences() -> None:

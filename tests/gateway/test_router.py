@@ -8,7 +8,7 @@ import pytest
 
 from gateway.engine_metrics import NO_STATS
 from gateway.engines.affinity import PIECE_TOKENS, Seen, pieces
-from gateway.engines.client import EngineUnavailable
+from gateway.engines.client import EngineUnavailable, Sink
 from gateway.engines.router import ANSWER_TOKENS, STALE_S, Router
 from scheduler.protocol import Profile, Profiled, Submit, Vocabulary
 from scheduler.types import Rejected, SamplingParams
@@ -27,6 +27,11 @@ class Routed(FakeEngine):
     unread_tokens: int = 0
     stats_at: float = 0.0
     taught: list[Vocabulary] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)  # what was expected of each prompt
+
+    async def submit(self, request: Submit, sink: Sink, cached_tokens: int = 0) -> None:
+        self.cached.append(cached_tokens)
+        await super().submit(request, sink)
 
     def has(self, seq_id: int) -> bool:
         return seq_id in self.playing
@@ -86,6 +91,7 @@ async def test_a_prompt_follows_its_beginning() -> None:
     world = World()
     first = await world.ask([*PREFIX, 1, 2, 3])
     assert {await world.ask([*PREFIX, number]) for number in range(4)} == {first}
+    assert world.engines[first].cached == [0, *[len(PREFIX) // PIECE_TOKENS * PIECE_TOKENS] * 4]
     other = [await world.ask([-number % 5000 + 2000, *PREFIX]) for number in range(4)]
     assert other == [1 - first] * 4  # where there is less to do
 
@@ -179,6 +185,7 @@ async def test_outputs_and_ends_of_all_come_to_the_same_sink_and_ids_are_never_t
     assert [len(engine.playing) for engine in world.engines] == [2, 2]
     world.engines[0].stats = msgspec.structs.replace(NO_STATS, steps=7)
     of_first = world.engines[0].submitted[0].seq_ids
+    assert [world.router.replica_of(request.seq_ids[0]) for request in requests] == [0, 1]
     assert world.router.stats_of(of_first[0]) == world.engines[0].stats
     assert world.router.stats_of(999) is None
     world.engines[0].die()

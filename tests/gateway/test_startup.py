@@ -16,6 +16,7 @@ STARTED = Started(
     model="tiny",
     has_chat=True,
     ready=ready(EngineConfig(model="", format="dummy", socket_path="")),
+    replicas=1,
     host="0.0.0.0",
     port=8000,
     phases_s=[("tokenizer", 0.5)],
@@ -25,6 +26,8 @@ STARTED = Started(
 
 def test_the_summary_says_where_memory_goes_and_what_it_holds() -> None:
     rows = dict(summary_rows(STARTED))
+    assert "replicas" not in rows
+    assert dict(summary_rows(replace(STARTED, replicas=3)))["replicas"] == "3, each with what follows"
     assert rows["model"] == "tiny: Echo, 134.5 M parameters"
     assert rows["memory"] == "weights 257 MiB, KV cache 1 GiB"
     assert rows["KV cache"] == "16,384 tokens in 1,024 blocks of 16: 8.0 requests of full context"

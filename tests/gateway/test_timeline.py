@@ -70,7 +70,9 @@ def test_the_engine_s_lap_is_cut_by_who_knows(clock: Clock) -> None:
     assert laps.so_far() == {"prefill": 1.0, "decode": 3.0, "slow_reader": 2.0}
 
 
-DELAYS = Delays(grammar_s=1.0, choice_s=2.0, rows_s=3.0, blocks_s=4.0, others_prefill_s=5.0, away_s=6.0)
+DELAYS = Delays(
+    grammar_s=1.0, choice_s=2.0, rows_s=3.0, blocks_s=4.0, others_prefill_s=5.0, away_s=6.0, fairness_s=0.25
+)
 
 
 def test_what_is_left_before_the_first_token_is_the_turn_in_a_step() -> None:
@@ -82,7 +84,8 @@ def test_what_is_left_before_the_first_token_is_the_turn_in_a_step() -> None:
         "grammar": 1.0,
         "waiting_choice": 2.0,
         "waiting_blocks": 4.0,
-        "waiting_step": 10.0,
+        "waiting_fairness": 0.25,
+        "waiting_step": 9.75,
         "prefill": 9.0,
         "others_prefill": 7.0,
         "preemption": 6.25,
@@ -97,7 +100,7 @@ def test_clocks_that_disagree_change_no_sum() -> None:
     spent = cut(visit, began=100.0, seconds=14.0)
     assert sum(spent.values()) == pytest.approx(14.0)
     assert min(spent.values()) >= 0
-    assert spent["decode"] == 0 and spent["others_prefill"] == pytest.approx(1.0 + 10 * 5 / 30)
+    assert spent["decode"] == 0 and spent["others_prefill"] == pytest.approx(1.0 + 10 * 5 / 30.25)
 
 
 @pytest.mark.parametrize("reason", ["step", "rows", "blocks"])

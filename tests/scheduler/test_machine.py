@@ -42,6 +42,7 @@ requests = st.builds(
     priority=st.sampled_from([0, 0, 0, -1, 1]),
     salt=st.sampled_from([b"", b"", b"other"]),
     max_wait_s=st.sampled_from([None, None, None, 3.0]),
+    tenant=st.sampled_from([0, 0, 1, 2]),
 )
 limits = st.builds(
     Limits,
@@ -55,6 +56,7 @@ limits = st.builds(
     mixed_prompt_tokens=st.one_of(st.none(), st.integers(1, 6)),
     chunk_cap=st.one_of(st.none(), st.integers(1, 6)),
     prefix_caching=st.booleans(),
+    fairness=st.booleans(),
 )
 
 
@@ -163,11 +165,13 @@ class Engine(RuleBasedStateMachine):
             assert admit.start < len(admit.tokens) <= len(admit.blocks) * self.limits.block_size
 
     def enters_in_order(self, plan: StepPlan) -> None:
-        """Nobody overtakes within a priority, except the followers that had to wait for their leader."""
+        """Nobody overtakes a higher priority, nor within one another of its tenant, except the followers that had to
+        wait for their leader."""
         for admit in plan.admits:
             (seq,) = [seq for seq in self.seqs if seq.id == admit.seq_id]
             before = [other for other in self.seqs if other.order < seq.order and other.priority <= seq.priority]
-            assert not any(other.phase is Phase.WAITING and other.leader is None for other in before)
+            waiting = [other for other in before if other.phase is Phase.WAITING and other.leader is None]
+            assert not any(other.tenant == seq.tenant or other.priority < seq.priority for other in waiting)
 
     def allowed(self, events: list[Event]) -> None:
         for event in events:

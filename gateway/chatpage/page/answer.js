@@ -11,11 +11,13 @@ const PLAIN_TOKENS = 512; // where nothing is set: the API itself would stop at 
 
 export class Answer {
   // plain: names of models without a chat template, which is only found out by asking.
-  constructor(conversation, node, model, plain) {
+  // defaults: for what the conversation does not set; of what they leave out, the server's own hold.
+  constructor(conversation, node, model, plain, defaults) {
     this.conversation = conversation;
     this.node = node;
     this.model = model;
     this.plain = plain;
+    this.defaults = defaults;
     this.goesOn = node.text !== "";
     this.abort = new AbortController();
     this.changed = () => {};
@@ -56,7 +58,7 @@ export class Answer {
   }
 
   body() {
-    const { settings } = this.conversation;
+    const settings = { ...this.defaults, ...this.conversation.settings };
     const given = SENT.filter((name) => settings[name] !== undefined).map((name) => [name, settings[name]]);
     return { model: this.model, stream: true, stream_options: TELLS, ...Object.fromEntries(given) };
   }

@@ -70,7 +70,7 @@ function listen(page) {
   });
   byId("new").addEventListener("click", () => page.newChat());
   byId("model").addEventListener("change", (event) => page.set("model", event.target.value));
-  byId("open-settings").addEventListener("click", () => page.settings.open(page.conversation.settings));
+  byId("open-settings").addEventListener("click", () => page.settings.open(page.conversation.settings, page.defaults));
   byId("set-theme").addEventListener("change", (event) => page.setTheme(event.target.value));
   byId("set-key").addEventListener("click", () => {
     byId("settings").close();

@@ -23,6 +23,7 @@ export class Page {
   constructor() {
     this.store = new Store(local);
     this.models = [];
+    this.defaults = {}; // of this page, where the server has others for it than for the API
     this.plain = new Set(); // models without a chat template
     this.runs = new Map(); // the answer under way, by conversation
     this.views = new Map(); // of shown messages, by node
@@ -59,6 +60,7 @@ export class Page {
   async loadModels() {
     const found = await models();
     this.models = found.map(({ id }) => id);
+    this.defaults = found[0]?.page_defaults ?? {};
     byId("key").hidden = true;
     this.showModel();
   }
@@ -221,7 +223,7 @@ export class Page {
 
   async begin(node) {
     const { conversation } = this;
-    const answer = new Answer(conversation, node, this.model(), this.plain);
+    const answer = new Answer(conversation, node, this.model(), this.plain, this.defaults);
     answer.changed = () => this.schedule(conversation);
     this.runs.set(conversation.id, answer);
     this.save(conversation);

@@ -47,9 +47,11 @@ export class SettingsDialog {
     this.changed(field.name, value);
   }
 
-  open(settings) {
+  // defaults: what holds where a field is empty, as far as it is known.
+  open(settings, defaults) {
     for (const { name } of FIELDS) {
       byId(`set-${name}`).value = settings[name] ?? "";
+      byId(`set-${name}`).placeholder = defaults[name] ?? "";
       byId(`set-${name}`).setCustomValidity("");
     }
     byId("set-system").value = settings.system ?? "";

@@ -5,11 +5,13 @@ import os
 import pytest
 import torch
 
-from tests.engine.cuda.interpreter import repair
+from tests.engine.cuda.interpreter import hasten, repair
 
 repair()
-if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    raise RuntimeError("torch sees no GPU: set TRITON_INTERPRET=1 before anything imports triton")
+if not torch.cuda.is_available():
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("torch sees no GPU: set TRITON_INTERPRET=1 before anything imports triton")
+    hasten()
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,54 @@
-"""Triton 3.6's interpreter, put right where it is wrong: bfloat16, and scalars with NumPy 2.4."""
+"""Triton 3.6's interpreter, put right where it is wrong: bfloat16, and scalars with NumPy 2.4. And where it is slow: it
+replaces the language's functions at each call, and computes what only its debug mode looks at."""
 
 from __future__ import annotations
 
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 from numpy.typing import NDArray
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 BITS = 16  # by which float32 is wider
 
 patch_tensor = interpreter._patch_lang_tensor
+patch_language = interpreter._patch_lang
 convert = interpreter._convert_float
+numpy_type = interpreter._get_np_dtype
+numpy_types: dict[str, np.dtype[Any]] = {}
 
 
 def repair() -> None:
     interpreter._patch_lang_tensor = _patch_tensor
     interpreter._convert_float = _convert
     InterpreterBuilder.create_dot = _dot
+
+
+def hasten() -> None:
+    """For a process that compiles nothing; once, after `repair`."""
+    patch_language(SimpleNamespace(__globals__={"language": tl, "core": tl.core}))
+    interpreter._patch_lang = _nothing_to_patch
+    interpreter._get_np_dtype = _numpy_type
+    assert not interpreter.interpreter_builder.options.debug
+    TritonSemantic.binary_op_sanitize_overflow_impl = lambda *operands: None
+
+
+def _nothing_to_patch(fn: FunctionType) -> Any:
+    """The language is that of the interpreter already, and stays so."""
+    return interpreter._LangPatchScope()
+
+
+def _numpy_type(kind: Any) -> np.dtype[Any]:
+    """It makes a table of all types each time."""
+    element = kind.element_ty if isinstance(kind, tl.block_type) else kind
+    name = "pointer" if isinstance(element, tl.pointer_type) else element.name
+    if name not in numpy_types:
+        numpy_types[name] = numpy_type(kind)
+    return numpy_types[name]
 
 
 def _patch_tensor(tensor: Any, scope: Any) -> None:
