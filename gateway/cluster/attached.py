@@ -74,6 +74,8 @@ class AttachedEngine:
         self._tcp = tcp
         self._killed = True  # where the first gateway is gone too
 
+    pid: int | None = None  # it is another machine's
+
     async def connect(self) -> Streams:
         try:
             return await tls.connect(self._tcp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,26 @@ _answer = msgspec.json.Decoder(Answer)
 class RayLauncher:
     """An EngineLauncher of one replica."""
 
-    def __init__(self, replica: int, order: Order, places: Places, gateway: Credentials, registry: Any) -> None:
-        """places: the same of all replicas. gateway: with which engines let us in. registry: a Registry's handle."""
+    def __init__(
+        self,
+        replica: int,
+        order: Order,
+        places: Places,
+        gateway: Credentials,
+        registry: Any,
+        lives: Iterator[int],
+    ) -> None:
+        """places: the same of all replicas. gateway: with which engines let us in. registry: a Registry's handle.
+        lives: numbers for runs, each larger than the one before."""
         self.replica = replica
         self._order = msgspec.json.encode(order)
         self._places = places
         self._credentials = gateway
         self._registry = registry
-        self._num_starts = 0
+        self._lives = lives
         self.engine: RayEngine | None = None  # that was started last
 
     async def start(self, socket: Path) -> EngineHandle:
-        self._num_starts += 1
         place = await self._places.take(self.replica)
         try:
             started = await self._start(place)
@@ -51,7 +60,7 @@ class RayLauncher:
             raise
         tcp = Tcp(started.host, started.port, self._credentials)
         log.info("replica %d is at %s:%d", self.replica, started.host, started.port)
-        life = _Life(self._registry, self.replica, self._num_starts)
+        life = _Life(self._registry, self.replica, next(self._lives))
         self.engine = RayEngine(place, tcp, started.node_id, life)
         return self.engine
 
@@ -102,6 +111,8 @@ class RayEngine:
             self._ended = msgspec.json.decode(await self._place.host.run.remote(), type=Ended)
         except ray.exceptions.RayError as error:
             self._ended = Ended(f"the engine's host at {self._tcp.host} is gone: {last_line(error)}", True)
+
+    pid: int | None = None  # it is another machine's
 
     async def connect(self) -> Streams:
         try:

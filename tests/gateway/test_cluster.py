@@ -24,6 +24,7 @@ FILES = {"engine_tls_cert": "c", "engine_tls_key": "k", "engine_tls_ca": "a"}
         ({"ray": "auto", "engine_tls_key": "k"}, "are given together"),
         ({"ray": "auto", "attach": "other", **FILES}, "is told its certificates"),
         ({"ray": "auto", "device": "cuda:1"}, "Ray chooses which; not 'cuda:1'"),
+        ({"ray": "auto", "attach": "other", "admin": True}, "at the gateway that keeps them"),
         ({"ray": "auto", "debug_profile": True}, "not with --ray"),
     ],
 )
