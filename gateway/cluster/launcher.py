@@ -22,7 +22,8 @@ from gateway.engines.socket import EngineFailed
 from scheduler.protocol import Credentials, Tcp
 
 START_S = 600.0  # for the model may have to be fetched on that node
-LAST_WORDS_S = 1.0
+ANSWER_S = 2.0  # of a host
+LAST_WORDS_S = 5.0  # until the process of an engine that has closed its connection has ended
 STOP_S = 12.0  # EngineProcess.stop takes ten
 
 log = logging.getLogger("headrace.cluster")
@@ -132,9 +133,19 @@ class RayEngine:
         return self._is_silent if self._ended is None else self._ended.was_killed
 
     async def last_words(self) -> str | None:
-        await asyncio.wait({self._running}, timeout=LAST_WORDS_S)
+        """A host that answers will tell how its engine ended; one that does not has gone with its node, which Ray itself
+        finds out much later."""
+        answer = asyncio.ensure_future(self._place.host.lives.remote())
+        first: set[asyncio.Future[Any]] = {self._running, answer}
+        await asyncio.wait(first, timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        lives = answer.done() and answer.exception() is None
+        answer.cancel()
+        if lives:
+            await asyncio.wait({self._running}, timeout=LAST_WORDS_S)
         if self._ended is not None:
             return self._ended.words
+        if lives:
+            return None
         self._is_silent = True
         return f"the engine at {self._tcp.host} is gone, and nothing is heard of its host"
 

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from gateway.cli import with_address
 from gateway.cluster import draining
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
@@ -36,6 +37,21 @@ def test_what_does_not_go_together_is_refused(given: dict[str, str], words: str)
 def test_what_does_is_not() -> None:
     for config in (Config(), Config(ray="auto", attach="x"), Config(ray="local", device="cuda", **FILES)):
         check_ray(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--ray", "--ray auto"),
+        ("--ray --replicas 2", "--ray auto --replicas 2"),
+        ("--ray head:6379 --port 1", "--ray head:6379 --port 1"),
+        ("--ray=local", "--ray=local"),
+        ("--port 1", "--port 1"),
+        ("", ""),
+    ],
+)
+def test_ray_without_an_address_is_that_of_this_machine(given: str, told: str) -> None:
+    assert with_address(given.split()) == told.split()
 
 
 def test_an_engine_takes_gpus_where_there_are_any() -> None:
