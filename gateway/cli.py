@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from bench.flags import bench
 from chat.flags import chat
@@ -265,7 +266,20 @@ def _of_reload() -> list[inspect.Parameter]:
     ]
 
 
-app.command("serve")(_with(serve, _of_config()))
+class _Serve(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_address(args))
+
+
+def with_address(args: Sequence[str]) -> list[str]:
+    """--ray without an address means the cluster that this machine is part of."""
+    told: list[str] = []
+    for word, following in zip(args, [*args, "-"][1:], strict=True):
+        told += [word, "auto"] if word == "--ray" and following.startswith("-") else [word]
+    return told
+
+
+app.command("serve", cls=_Serve)(_with(serve, _of_config()))
 app.command("roseinfer")(_with(roseinfer, [*_of_roseinfer(), *_of_config()]))
 app.command("hash-key")(hash_key)
 app.command("bench")(bench)

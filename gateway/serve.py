@@ -305,6 +305,9 @@ def rolling_of(plan: _Plan, replicas: Replicas, siblings: Siblings, signals: Sig
     around = plan.around
 
     def launchers(settings: Settings) -> Sequence[EngineLauncher]:
+        if plan.cluster is not None:
+            asked = engine_config(settings.config, settings.resolved)
+            return plan.cluster.changed(asked, model_request(settings.config))
         return engine_setups(settings.config, settings.resolved, around.environ, around.engine_command)
 
     def resolve(config: Config) -> ResolvedModel:

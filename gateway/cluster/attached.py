@@ -18,7 +18,7 @@ from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
 from scheduler.protocol import Tcp
 
-LAST_WORDS_S = 3.0  # the first gateway takes one or two to find out
+LAST_WORDS_S = 8.0  # as long as the first gateway may take to find out
 ANSWER_S = 5.0  # beyond what a question may take
 
 log = logging.getLogger("headrace.cluster")
@@ -73,6 +73,8 @@ class AttachedEngine:
         self._number = number
         self._tcp = tcp
         self._killed = True  # where the first gateway is gone too
+
+    pid: int | None = None  # it is another machine's
 
     async def connect(self) -> Streams:
         try:

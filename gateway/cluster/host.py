@@ -56,6 +56,9 @@ class EngineHost:
             logging.getLogger("headrace.cluster").debug("the engine runs")
         return msgspec.json.encode(Ended(words, self._engine.was_killed))
 
+    async def lives(self) -> bool:
+        return True
+
     async def stop(self) -> None:
         if self._engine is not None:
             await self._engine.stop()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,18 @@ from typing import Any
 import msgspec
 import ray
 import ray.exceptions
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from gateway.cluster.host import EngineHost
 from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
-from gateway.cluster.options import Share
+from gateway.cluster.places import Place, Places
 from gateway.cluster.session import last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
 from scheduler.protocol import Credentials, Tcp
 
-PLACE_S = 900.0  # an autoscaler may have to start a machine
-LOOK_S = 1.0
-TELL_S = 30.0  # between two lines of the log on waiting for a place
 START_S = 600.0  # for the model may have to be fetched on that node
-LAST_WORDS_S = 1.0
+ANSWER_S = 2.0  # of a host
+LAST_WORDS_S = 5.0  # until the process of an engine that has closed its connection has ended
 STOP_S = 12.0  # EngineProcess.stop takes ten
 
 log = logging.getLogger("headrace.cluster")
@@ -38,32 +33,39 @@ _answer = msgspec.json.Decoder(Answer)
 class RayLauncher:
     """An EngineLauncher of one replica."""
 
-    def __init__(self, replica: int, order: Order, share: Share, gateway: Credentials, registry: Any) -> None:
-        """gateway: with which engines are connected to. registry: a Registry's handle."""
+    def __init__(
+        self,
+        replica: int,
+        order: Order,
+        places: Places,
+        gateway: Credentials,
+        registry: Any,
+        lives: Iterator[int],
+    ) -> None:
+        """places: the same of all replicas. gateway: with which engines let us in. registry: a Registry's handle.
+        lives: numbers for runs, each larger than the one before."""
         self.replica = replica
         self._order = msgspec.json.encode(order)
-        self._share = share
+        self._places = places
         self._credentials = gateway
         self._registry = registry
-        self._num_starts = 0
+        self._lives = lives
         self.engine: RayEngine | None = None  # that was started last
 
     async def start(self, socket: Path) -> EngineHandle:
-        self._num_starts += 1
-        place = _Place(self.replica, self._share)
+        place = await self._places.take(self.replica)
         try:
-            await place.take()
             started = await self._start(place)
         except BaseException:
             place.leave()
             raise
         tcp = Tcp(started.host, started.port, self._credentials)
         log.info("replica %d is at %s:%d", self.replica, started.host, started.port)
-        life = _Life(self._registry, self.replica, self._num_starts)
+        life = _Life(self._registry, self.replica, next(self._lives))
         self.engine = RayEngine(place, tcp, started.node_id, life)
         return self.engine
 
-    async def _start(self, place: _Place) -> Started:
+    async def _start(self, place: Place) -> Started:
         try:
             async with asyncio.timeout(START_S):
                 answer: Answer = _answer.decode(await place.host.start.remote(self._order))
@@ -74,41 +76,6 @@ class RayLauncher:
         if isinstance(answer, Refused):
             raise EngineFailed(answer.kind, answer.message)
         return answer
-
-
-class _Place:
-    """Resources of one node, and the actor in them. Always the same node for all GPUs of an engine. Ray gives the node
-    that has most of them free, and none that it is about to remove."""
-
-    def __init__(self, replica: int, share: Share) -> None:
-        self._replica = replica
-        self._share = share
-        self._group: PlacementGroup | None = None
-        self.host: Any = None
-
-    async def take(self) -> None:
-        """Raises EngineFailed if there is none for long."""
-        self._group = group = await asyncio.to_thread(placement_group, [self._share.bundle], strategy="STRICT_PACK")
-        clock = asyncio.get_running_loop().time
-        began = told = clock()
-        while not await asyncio.to_thread(group.wait, LOOK_S):
-            if clock() - began > PLACE_S:
-                raise EngineFailed("lost", f"no node has had {self._share} free for replica {self._replica}")
-            if clock() - told > TELL_S:
-                told = clock()
-                log.warning("replica %d waits for a node with %s free", self._replica, self._share)
-        inside = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        share = {"num_cpus": self._share.num_cpus, "num_gpus": self._share.num_gpus}
-        self.host = ray.remote(EngineHost).options(**share, scheduling_strategy=inside).remote()
-
-    def leave(self) -> None:
-        """At once, with all that runs there. Asks Ray, and does not wait."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            if self.host is not None:
-                ray.kill(self.host)
-            if self._group is not None:
-                remove_placement_group(self._group)
-        self.host = self._group = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +96,7 @@ class _Life:
 class RayEngine:
     """An EngineHandle."""
 
-    def __init__(self, place: _Place, tcp: Tcp, node_id: str, life: _Life) -> None:
+    def __init__(self, place: Place, tcp: Tcp, node_id: str, life: _Life) -> None:
         self.node_id = node_id
         self._place = place
         self._tcp = tcp
@@ -145,6 +112,8 @@ class RayEngine:
             self._ended = msgspec.json.decode(await self._place.host.run.remote(), type=Ended)
         except ray.exceptions.RayError as error:
             self._ended = Ended(f"the engine's host at {self._tcp.host} is gone: {last_line(error)}", True)
+
+    pid: int | None = None  # it is another machine's
 
     async def connect(self) -> Streams:
         try:
@@ -164,9 +133,19 @@ class RayEngine:
         return self._is_silent if self._ended is None else self._ended.was_killed
 
     async def last_words(self) -> str | None:
-        await asyncio.wait({self._running}, timeout=LAST_WORDS_S)
+        """A host that answers will tell how its engine ended; one that does not has gone with its node, which Ray itself
+        finds out much later."""
+        answer = asyncio.ensure_future(self._place.host.lives.remote())
+        first: set[asyncio.Future[Any]] = {self._running, answer}
+        await asyncio.wait(first, timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        lives = answer.done() and answer.exception() is None
+        answer.cancel()
+        if lives:
+            await asyncio.wait({self._running}, timeout=LAST_WORDS_S)
         if self._ended is not None:
             return self._ended.words
+        if lives:
+            return None
         self._is_silent = True
         return f"the engine at {self._tcp.host} is gone, and nothing is heard of its host"
 

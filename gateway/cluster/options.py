@@ -42,6 +42,8 @@ def check_ray(config: Config) -> None:
         raise ConfigError(f"{', '.join(CERTIFICATES)} are given together, or made")
     if config.device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device: with --ray it is auto, cpu or cuda, and Ray chooses which; not {config.device!r}")
+    if config.admin and config.attach:
+        raise ConfigError("admin: engines are drained and reloaded at the gateway that keeps them")
     if config.debug_profile:
         raise ConfigError("debug_profile: traces are files of the engine's machine, so not with --ray")
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
 from gateway.cluster.messages import Known, Order
 from gateway.cluster.options import num_replicas, share_of
+from gateway.cluster.places import Places
 from gateway.config import Config
 from gateway.engines.handles import EngineLauncher
 from gateway.errors import ModelError
@@ -32,6 +34,10 @@ class Cluster:
         self._config = config
         self._known: Known | None = None  # of the server to which we attach ourselves
         self._registry: Any = None
+        self._places: Places | None = None
+        self._count = self._sharers = 1
+        self._lives = count(1)
+        self._launchers: list[RayLauncher] = []  # those of the last settings too: their engines may still run
         self._leaving: asyncio.Task[None] | None = None
         self._sides = None if config.attach else sides_of(config)
         session.connect(config.ray)
@@ -51,23 +57,34 @@ class Cluster:
     async def launchers(
         self, config: EngineConfig, request: ModelRequest, resolved: ResolvedModel
     ) -> Sequence[EngineLauncher]:
-        """Raises ConfigError."""
+        """Of each engine. Raises ConfigError."""
         if self._known is not None:
             known, name = self._known, self._config.attach
             return [AttachLauncher(name, replica, known) for replica in range(known.replicas)]
         assert self._sides is not None
         resources = await asyncio.to_thread(session.resources)
         share = share_of(self._config, resources, width=1)
-        count = num_replicas(self._config, resources, share)
-        num_nodes = await asyncio.to_thread(session.num_nodes)
-        sharers = 1 if share.num_gpus else math.ceil(count / num_nodes)
-        engine = msgspec.structs.replace(config, sharers=sharers, tcp=Tcp("", 0, self._sides.engine))
-        known = Known(Model.of(resolved), count, self._sides.gateway)
+        self._count = num_replicas(self._config, resources, share)
+        num_nodes = len(await asyncio.to_thread(session.nodes))
+        self._sharers = 1 if share.num_gpus else math.ceil(self._count / num_nodes)
+        self._places = Places(share, session.nodes)
+        known = Known(Model.of(resolved), self._count, self._sides.gateway)
         self._registry = await asyncio.to_thread(registry.create, self._config.ray_name, known)
-        order = Order(engine, request)
-        launchers = [RayLauncher(number, order, share, self._sides.gateway, self._registry) for number in range(count)]
-        self._leaving = asyncio.create_task(leave_draining(launchers, session.draining_nodes), name="draining nodes")
+        launchers = self.changed(config, request)
+        self._leaving = asyncio.create_task(self._leave_draining(), name="draining nodes")
         return launchers
+
+    def changed(self, config: EngineConfig, request: ModelRequest) -> Sequence[EngineLauncher]:
+        """The same engines with other settings; from now on these are watched."""
+        assert self._sides is not None and self._places is not None
+        engine = msgspec.structs.replace(config, sharers=self._sharers, tcp=Tcp("", 0, self._sides.engine))
+        order, how = Order(engine, request), (self._places, self._sides.gateway, self._registry, self._lives)
+        made = [RayLauncher(replica, order, *how) for replica in range(self._count)]
+        self._launchers[:] = [*self._launchers[-self._count :], *made]
+        return made
+
+    async def _leave_draining(self) -> None:
+        await leave_draining(self._launchers, session.draining_nodes)
 
     def close(self) -> None:
         """Ends what is ours in the cluster. Blocks for a moment."""

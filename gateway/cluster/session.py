@@ -49,8 +49,9 @@ def resources() -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
-def num_nodes() -> int:
-    return sum(1 for node in ray.nodes() if node["Alive"])
+def nodes() -> dict[str, dict[str, float]]:
+    """What each node that lives has, in use or not, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:

@@ -1,0 +1,126 @@
+"""Options of Ray, and what can be told of a cluster without one. tests/e2e/test_ray.py has a real one."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from gateway.cli import with_address
+from gateway.cluster import draining
+from gateway.cluster.draining import leave_draining
+from gateway.cluster.launcher import RayLauncher
+from gateway.cluster.options import Share, check_ray, num_replicas, share_of
+from gateway.cluster.places import crowded_nodes
+from gateway.config import Config, ConfigError
+
+FILES = {"engine_tls_cert": "c", "engine_tls_key": "k", "engine_tls_ca": "a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"attach": "other"}, "attach goes with --ray"),
+        ({"engine_tls_key": "k"}, "engine_tls_key goes with --ray"),
+        ({"ray": "auto", "engine_tls_key": "k"}, "are given together"),
+        ({"ray": "auto", "attach": "other", **FILES}, "is told its certificates"),
+        ({"ray": "auto", "device": "cuda:1"}, "Ray chooses which; not 'cuda:1'"),
+        ({"ray": "auto", "attach": "other", "admin": True}, "at the gateway that keeps them"),
+        ({"ray": "auto", "debug_profile": True}, "not with --ray"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_ray(Config(**given))  # type: ignore[arg-type]
+
+
+def test_what_does_is_not() -> None:
+    for config in (Config(), Config(ray="auto", attach="x"), Config(ray="local", device="cuda", **FILES)):
+        check_ray(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--ray", "--ray auto"),
+        ("--ray --replicas 2", "--ray auto --replicas 2"),
+        ("--ray head:6379 --port 1", "--ray head:6379 --port 1"),
+        ("--ray=local", "--ray=local"),
+        ("--port 1", "--port 1"),
+        ("", ""),
+    ],
+)
+def test_ray_without_an_address_is_that_of_this_machine(given: str, told: str) -> None:
+    assert with_address(given.split()) == told.split()
+
+
+def test_an_engine_takes_gpus_where_there_are_any() -> None:
+    gpus = {"CPU": 64.0, "GPU": 8.0}
+    assert share_of(Config(), gpus, 2) == Share(1.0, 2)
+    assert share_of(Config(), {"CPU": 64.0}, 2) == Share(1.0, 0)
+    assert share_of(Config(device="cpu", threads=4), gpus, 2) == Share(4.0, 0)
+    assert share_of(Config(device="cuda"), {"CPU": 1.0}, 1) == Share(1.0, 1)  # it waits until there is one
+    assert Share(4.0, 0).bundle == {"CPU": 4.0} and Share(1.0, 2).bundle == {"CPU": 1.0, "GPU": 2}
+    assert (str(Share(1.0, 2)), str(Share(2.0, 0))) == ("1 CPU and 2 GPUs", "2 CPUs")
+
+
+def test_as_many_replicas_as_were_asked_for_or_as_there_are_gpus_for() -> None:
+    gpus = {"GPU": 8.0}
+    assert [num_replicas(Config(replicas=count), gpus, Share(1, 2)) for count in (0, 3, 9)] == [4, 3, 9]
+    assert [num_replicas(Config(replicas=count), gpus, Share(1, 0)) for count in (0, 3)] == [1, 3]
+
+
+def test_nodes_that_have_more_than_others_are_avoided() -> None:
+    share, small, large = Share(1.0, 1), {"CPU": 8.0}, {"CPU": 8.0, "GPU": 8.0}
+    nodes = {"head": small, "a": large, "b": large}
+    assert crowded_nodes(nodes, share, []) == frozenset()
+    assert crowded_nodes(nodes, share, ["a"]) == {"a"}
+    assert crowded_nodes(nodes, share, ["a", "b"]) == frozenset()
+    assert crowded_nodes(nodes, share, ["a", "b", "a", "gone"]) == {"a"}
+    assert crowded_nodes({}, share, ["gone"]) == frozenset()
+
+
+@dataclass
+class Engine:
+    node_id: str
+    left: bool = False
+
+    def leave(self) -> bool:
+        before, self.left = self.left, True
+        return not before
+
+
+@dataclass
+class Launcher:
+    replica: int
+    engine: Engine | None
+
+
+@dataclass
+class Ray:
+    """Tells of nodes once a look; what it has not been told to say is silence."""
+
+    said: list[frozenset[str]] = field(default_factory=list)
+
+    def draining(self) -> frozenset[str]:
+        if not self.said:
+            raise AttributeError("get_draining_nodes")
+        return self.said.pop(0)
+
+
+async def test_engines_leave_a_node_that_is_to_be_removed_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(draining, "PERIOD_S", 0.0)
+    launchers = [Launcher(0, Engine("a")), Launcher(1, Engine("b")), Launcher(2, None), Launcher(3, Engine("b"))]
+    seen: list[list[int]] = []
+
+    def look() -> frozenset[str]:
+        seen.append([each.replica for each in launchers if each.engine is not None and each.engine.left])
+        return ray.draining()
+
+    ray = Ray([frozenset(), frozenset({"b"}), frozenset({"b"}), frozenset({"b"})])
+    async with asyncio.timeout(10):
+        await leave_draining(cast(list[RayLauncher], launchers), look)
+    assert seen == [[], [], [1], [1, 3], [1, 3]]
+    assert "this version of Ray does not tell" in caplog.text
