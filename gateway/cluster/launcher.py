@@ -133,8 +133,8 @@ class RayEngine:
         return self._is_silent if self._ended is None else self._ended.was_killed
 
     async def last_words(self) -> str | None:
-        """A host that answers will tell how its engine ended; one that does not has gone with its node, which Ray itself
-        finds out much later."""
+        """A host that answers will tell how its engine ended; one that does not has gone with its node, which Ray
+        itself finds out much later."""
         answer = asyncio.ensure_future(self._place.host.lives.remote())
         first: set[asyncio.Future[Any]] = {self._running, answer}
         await asyncio.wait(first, timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
