@@ -237,7 +237,14 @@ ROWS: Sequence[Row] = (
     Row(
         "Engines",
         (
-            Panel("Up", [Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}}")]),
+            Panel(
+                "Up",
+                [
+                    Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}}"),
+                    Query(total("engine_draining", "instance, engine", ENGINE), "{{instance}} {{engine}} drains"),
+                ],
+                about="Those that drain do so on an operator's word: docs/rolling.md.",
+            ),
             Panel(
                 "Restarts and failed steps",
                 [
