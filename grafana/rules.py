@@ -63,7 +63,7 @@ ALERTS: Sequence[Alert] = (
         "headrace_engine_up == 0 unless headrace_engine_draining == 1",
         "1m",
         "critical",
-        "Engine {{ $labels.engine }} of {{ $labels.instance }} takes no work; where there is no other, requests get 503.",
+        "Engine {{ $labels.engine }} of {{ $labels.instance }} takes no work; without another, requests get 503.",
         "headraceenginedown",
     ),
     Alert(
