@@ -51,7 +51,8 @@ async def test_one_among_sixty_of_another_key_is_let_in_among_the_first(shared: 
     async with client(shared, "sk-ann") as ann, client(shared, "sk-bob") as bob:
         names = [f"ann-{number}" for number in range(FLOOD)]
         async with ann.stream("POST", "/v1/completions", json=ENDLESS) as held:
-            await anext(held.aiter_bytes())
+            chunks = held.aiter_bytes()  # its end would end the stream
+            await anext(chunks)
             flood = asyncio.gather(*[ask(ann, name) for name in names])
             await waiting(shared, FLOOD)
             one = asyncio.create_task(ask(bob, "bob"))
