@@ -5,8 +5,8 @@ A tenant's counter is what it was served: prompt tokens that were computed for i
 weigh more. The one with the least is next, within a priority; its own sequences in order of submission. One that comes
 is lifted to the least of those that wait, so that nobody saves up service by keeping quiet.
 
-An answer is charged by its expected length when it is let in, and by its own when it leaves (the paper's variant with
-predicted lengths). So counters change when sequences come and go, and no step has to look at them.
+An answer is expected to have the usual length when it is let in, and counts by its own when it leaves (the paper's
+variant with predicted lengths). So counters change when sequences come and go, and no step has to look at them.
 """
 
 from __future__ import annotations
@@ -18,42 +18,57 @@ from itertools import chain, islice
 
 from scheduler.types import Phase, Sequence
 
-GENERATED_WEIGHT = 2.0  # of a generated token, where a computed one of a prompt weighs 1
+GENERATED_WEIGHT = 2  # of a generated token, where a computed one of a prompt weighs 1
 MAX_TENANTS = 4096  # whose counters are kept while they have nothing here
 Line = list[tuple[int, Sequence]]  # a heap by order of submission
 
 
 class Shares:
-    """What each tenant was served. A counter never read before is as good as the least of those that wait."""
+    """What each tenant was served, and is expected to be by what it has in rows."""
 
     def __init__(self, expected: Callable[[Sequence], float]) -> None:
         """expected: how many tokens a sequence will generate from where it is."""
         self._expected = expected
-        self._served: dict[int, float] = {}  # the tenant that came or was served last is the last
-        self._last = 0.0  # of the one that was let in last
+        self._served: dict[int, int] = {}  # the tenant that came or was served last is the last
+        self._pending: dict[int, int] = {}  # of answers that have not ended
+        self._last = 0  # what the tenant was served that was let in last
 
-    def of(self, tenant: int) -> float:
-        return self._served.get(tenant, 0.0)
+    def of(self, tenant: int) -> int:
+        """Its counter: the least is next."""
+        return self._served.get(tenant, 0) + self._pending.get(tenant, 0)
 
-    def cost(self, seq: Sequence) -> float:
+    def cost(self, seq: Sequence) -> int:
         """Of letting it in now. What was lost to a preemption is computed again for nothing."""
-        prompt = len(seq.tokens) - seq.computed if seq.admitted is None else 0
-        return prompt + GENERATED_WEIGHT * self._expected(seq)
+        return self._prompt(seq) + self._answer(seq)
 
-    def lift(self, tenant: int, least: float | None) -> None:
-        """It waits from now on. least: of those that do already."""
-        self._set(tenant, max(self.of(tenant), self._last if least is None else least))
+    def _prompt(self, seq: Sequence) -> int:
+        return len(seq.tokens) - seq.computed if seq.admitted is None else 0
+
+    def _answer(self, seq: Sequence) -> int:
+        return round(GENERATED_WEIGHT * self._expected(seq))
+
+    def lift(self, tenant: int, least: int | None) -> None:
+        """It waits from now on. least: the tenant that would be next. Its answers may turn out shorter: so what it was
+        served is the measure, not what it is expected to be."""
+        level = self._last if least is None else self._served.get(least, 0)
+        self._set(tenant, max(self._served.get(tenant, 0), level))
 
     def admit(self, seq: Sequence) -> None:
-        self._last = max(self._last, self.of(seq.tenant))
-        self._set(seq.tenant, self.of(seq.tenant) + self.cost(seq))
-        seq.charged_to = seq.num_generated + self._expected(seq)
+        served = self._served.get(seq.tenant, 0)
+        self._last = max(self._last, served)
+        self._set(seq.tenant, served + self._prompt(seq))
+        seq.pending, seq.generated_before = self._answer(seq), seq.num_generated
+        self._pending[seq.tenant] = self._pending.get(seq.tenant, 0) + seq.pending
 
     def settle(self, seq: Sequence) -> None:
         """It leaves its row."""
-        self._set(seq.tenant, self.of(seq.tenant) + GENERATED_WEIGHT * (seq.num_generated - seq.charged_to))
+        generated = GENERATED_WEIGHT * (seq.num_generated - seq.generated_before)
+        self._set(seq.tenant, self._served.get(seq.tenant, 0) + generated)
+        self._pending[seq.tenant] -= seq.pending
+        if not self._pending[seq.tenant]:
+            del self._pending[seq.tenant]
 
-    def _set(self, tenant: int, served: float) -> None:
+    def _set(self, tenant: int, served: int) -> None:
         self._served.pop(tenant, None)
         self._served[tenant] = served
         if len(self._served) > MAX_TENANTS:
@@ -72,7 +87,7 @@ class Lines:
         self._waiting = waiting
         self._back: Line = []
         self._lines: dict[int, Line] = {}
-        self._next: list[tuple[float, int, int]] = []  # (counter, order of its first, tenant): one of each is true
+        self._next: list[tuple[int, int, int]] = []  # (counter, order of its first, tenant): one of each is true
 
     def push(self, seq: Sequence) -> None:
         if seq.admitted is not None:
@@ -81,7 +96,7 @@ class Lines:
         line = self._lines.get(seq.tenant)
         if line is None:
             first = self._first()
-            self._shares.lift(seq.tenant, None if first is None else self._shares.of(first.tenant))
+            self._shares.lift(seq.tenant, None if first is None else first.tenant)
             line = self._lines[seq.tenant] = []
         heapq.heappush(line, (seq.order, seq))
         if line[0][1] is seq:
@@ -136,7 +151,7 @@ class Lines:
     def num_entries(self) -> int:
         return len(self._back) + sum(map(len, self._lines.values()))
 
-    def in_order(self, most: int, later: dict[int, float]) -> list[Sequence]:
+    def in_order(self, most: int, later: dict[int, int]) -> list[Sequence]:
         """The first of them as they would be taken, if nothing came or ended. later: what tenants will have been served
         more by then; grows by these."""
         lines = {tenant: self._sorted(line, most, returned=False) for tenant, line in self._lines.items()}
@@ -152,16 +167,16 @@ class Lines:
         here = {seq for _, seq in line if self._is_here(seq, returned)}
         return deque(heapq.nsmallest(most, here, key=_order))
 
-    def _by_turns(self, lines: dict[int, deque[Sequence]], later: dict[int, float]) -> Iterator[Sequence]:
-        def turn(tenant: int) -> tuple[float, int, int]:
-            return self._shares.of(tenant) + later.get(tenant, 0.0), lines[tenant][0].order, tenant
+    def _by_turns(self, lines: dict[int, deque[Sequence]], later: dict[int, int]) -> Iterator[Sequence]:
+        def turn(tenant: int) -> tuple[int, int, int]:
+            return self._shares.of(tenant) + later.get(tenant, 0), lines[tenant][0].order, tenant
 
         turns = [turn(tenant) for tenant, line in lines.items() if line]
         heapq.heapify(turns)
         while turns:
             tenant = turns[0][2]
             seq = lines[tenant].popleft()
-            later[tenant] = later.get(tenant, 0.0) + self._shares.cost(seq)
+            later[tenant] = later.get(tenant, 0) + self._shares.cost(seq)
             yield seq
             if lines[tenant]:
                 heapq.heapreplace(turns, turn(tenant))

@@ -94,7 +94,7 @@ class WaitingQueue:
     def in_order(self, most: int) -> list[Sequence]:
         """The first of those that wait: the ready ones as they will be taken, then the parked."""
         first: list[Sequence] = []
-        later: dict[int, float] = {}
+        later: dict[int, int] = {}
         for priority in sorted(self._ready):
             first += self._ready[priority].in_order(most - len(first), later)
         parked = (seq for seqs in self._parked.values() for seq in seqs)

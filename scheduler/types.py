@@ -97,7 +97,8 @@ class Sequence:
     order: int = 0  # of submission; its place in the queue, also after a preemption
     max_len: int = 0  # of `tokens`; there it finishes "length"
     cacheable: bool = True  # its full blocks are published for others to share
-    charged_to: float = 0.0  # generated tokens that its tenant has been charged with, when it was let in
+    pending: int = 0  # what its answer is expected to cost its tenant
+    generated_before: int = 0  # it was let in
     # And by a preemption:
     lost: int = 0  # tokens it had computed and gave up
     left_at: float | None = None  # until its next token

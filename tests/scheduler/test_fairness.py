@@ -22,9 +22,13 @@ def sequence(order: int, tenant: int, num_tokens: int = 10, max_tokens: int = 5,
     return Sequence(order, params, [0] * num_tokens, num_tokens, 0.0, priority, tenant=tenant, order=order)
 
 
-def let_in(queue: WaitingQueue, seq: Sequence) -> Sequence | None:
+def let_in(queue: WaitingQueue, seq: Sequence, ends: bool = True) -> Sequence | None:
+    """ends: with all that it may generate."""
     overtaken = queue.take(seq)
     seq.admitted = 1.0
+    if ends:
+        seq.tokens += [0] * (seq.params.max_tokens - seq.num_generated)
+        queue.settle(seq)
     if overtaken is not None:
         overtaken.overtaken_at = 1.0
     queue.check()
@@ -90,11 +94,20 @@ def test_an_answer_that_was_shorter_than_expected_is_given_back(queue: WaitingQu
     push(queue, first, other, sequence(3, tenant=9), sequence(4, tenant=7))
     for seq in (first, other):
         assert queue.head() is seq
-        let_in(queue, seq)
+        let_in(queue, seq, ends=False)
     assert [seq.id for seq in queue.in_order(9)] == [3, 4]
     first.tokens += [0]  # one of a hundred
     queue.settle(first)
     assert [seq.id for seq in queue.in_order(9)] == [4, 3] and drain(queue) == [4, 3]
+
+
+def test_who_comes_is_level_with_what_others_were_served_whatever_is_expected(queue: WaitingQueue) -> None:
+    endless = sequence(1, tenant=7, max_tokens=1000)
+    push(queue, endless, *[sequence(order, tenant=7) for order in range(2, 5)])
+    let_in(queue, endless, ends=False)
+    push(queue, sequence(5, tenant=9))
+    queue.settle(endless)  # it was given up
+    assert drain(queue) == [2, 5, 3, 4]
 
 
 def test_a_preempted_sequence_is_first_whoever_waits(queue: WaitingQueue) -> None:
