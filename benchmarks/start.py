@@ -135,10 +135,10 @@ def table(starts: Sequence[Start]) -> str:
     return "\n".join(rows)
 
 
-def ratios(starts: Sequence[Start]) -> dict[str, float]:
-    """Of each tree's starts over the first's, the median over rounds."""
+def ratios(starts: Sequence[Start], base: str) -> dict[str, float]:
+    """Of each other tree's starts over those of `base`, the median over rounds."""
     by_round = {(each.round, each.tree): each.ready_s for each in starts}
-    base, *others = dict.fromkeys(each.tree for each in starts)
+    others = [tree for tree in dict.fromkeys(each.tree for each in starts) if tree != base]
     rounds = sorted({each.round for each in starts})
     return {
         other: round(statistics.median(by_round[turn, other] / by_round[turn, base] for turn in rounds), 3)
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
         "commits": {tree.name: commit(tree) for tree in trees},
         "flags": args.flag,
         "import_torch_s": torch,
-        "ratios": ratios(starts),
+        "ratios": ratios(starts, ROOT.name),
         "starts": [asdict(each) for each in starts],
     }
     for other, ratio in told["ratios"].items():
