@@ -8,8 +8,17 @@ import msgspec
 
 Kind = Literal["drain", "resume", "reload"]
 Phase = Literal[
-    *("checking", "closing", "moving", "stopping", "starting", "up", "drained", "failed_start"),
-    *("waiting", "done", "failed"),
+    "checking",
+    "closing",
+    "moving",
+    "stopping",
+    "starting",
+    "up",
+    "drained",
+    "failed_start",
+    "waiting",
+    "done",
+    "failed",
 ]
 State = Literal["up", "draining", "drained", "starting", "reloading", "down"]
 Value = str | int | float | bool
