@@ -237,7 +237,13 @@ ROWS: Sequence[Row] = (
     Row(
         "Engines",
         (
-            Panel("Up", [Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}}")]),
+            Panel(
+                "Up, and drained by an operator",
+                [
+                    Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}} up"),
+                    Query(total("engine_draining", "instance, engine", ENGINE), "{{instance}} {{engine}} drained"),
+                ],
+            ),
             Panel(
                 "Restarts and failed steps",
                 [

@@ -60,7 +60,7 @@ ALERTS: Sequence[Alert] = (
     ),
     Alert(
         "HeadraceEngineDown",
-        "headrace_engine_up == 0",
+        "headrace_engine_up == 0 unless headrace_engine_draining == 1",
         "1m",
         "critical",
         "An engine of {{ $labels.instance }} takes no work; requests get 503.",

@@ -1,5 +1,5 @@
-"""Engines that are drained, resumed and reloaded under streams, by the commands, in float32: nobody notices. Two engines
-and two gateways, so that each has requests in each."""
+"""Engines that are drained, resumed and reloaded under streams, by the commands, in float32: nobody notices. Two behind
+two gateways, so that each gateway has requests in each engine."""
 
 import asyncio
 import subprocess
@@ -78,7 +78,8 @@ async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(pair:
     assert contents(answers) == contents(calm)
     after = pair.metrics_when_idle()
     assert after["migrations_total{outcome=moved}"] > before["migrations_total{outcome=moved}"]
-    assert (after["engine_draining{engine=0}"], after["engine_up{engine=0}"], after["engine_restarts_total"]) == (1, 0, 0)
+    assert (after["engine_draining{engine=0}"], after["engine_up{engine=0}"]) == (1, 0)
+    assert after["engine_restarts_total"] == 0
     assert [worker["state"] for worker in pair.get("/stats").json()["workers"]] == ["drained", "up"]
     assert (states(pair), len(pair.engine_pids())) == (["drained", "up"], 1)
     refused = command(pair, "drain", "1")
@@ -100,7 +101,8 @@ async def test_a_reload_changes_all_of_them_one_at_a_time(pair: RunningServer) -
     answers, done = await meanwhile(pair, bodies, "reload", "--max-seqs", "9")
     assert (done.returncode, done.stderr) == (0, "")
     assert contents(answers) == contents(calm)
-    assert [(each["max_seqs"], each["settings"]["max_seqs"], each["state"]) for each in told(pair)] == [(9, 9, "up")] * 2
+    stand = [(each["max_seqs"], each["settings"]["max_seqs"], each["state"]) for each in told(pair)]
+    assert stand == [(9, 9, "up")] * 2
     assert set(pids).isdisjoint(pair.engine_pids())
     assert contents(await all_of(pair, bodies)) == contents(calm)
 
