@@ -260,10 +260,8 @@ def _of_reload() -> list[inspect.Parameter]:
     from gateway.rolling.settings import changeable
 
     asked = [_parameter(each, default="", has_variable=False) for each in changeable()]
-    of_server = [("url", Url, LOCAL), ("api_key", AdminKey, "")]
-    return asked + [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in of_server
-    ]
+    where = inspect.signature(resume, eval_str=True).parameters
+    return asked + [where[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in ("url", "api_key")]
 
 
 class _Serve(TyperCommand):

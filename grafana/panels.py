@@ -238,12 +238,11 @@ ROWS: Sequence[Row] = (
         "Engines",
         (
             Panel(
-                "Up",
+                "Up, and drained by an operator",
                 [
-                    Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}}"),
-                    Query(total("engine_draining", "instance, engine", ENGINE), "{{instance}} {{engine}} drains"),
+                    Query(total("engine_up", "instance, engine", ENGINE), "{{instance}} {{engine}} up"),
+                    Query(total("engine_draining", "instance, engine", ENGINE), "{{instance}} {{engine}} drained"),
                 ],
-                about="Those that drain do so on an operator's word: docs/rolling.md.",
             ),
             Panel(
                 "Restarts and failed steps",

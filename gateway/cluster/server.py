@@ -63,7 +63,7 @@ class Cluster:
             return [AttachLauncher(name, replica, known) for replica in range(known.replicas)]
         assert self._sides is not None
         resources = await asyncio.to_thread(session.resources)
-        share = share_of(self._config, resources, width=1)
+        share = share_of(self._config, resources, width=self._config.tp)
         self._count = num_replicas(self._config, resources, share)
         num_nodes = len(await asyncio.to_thread(session.nodes))
         self._sharers = 1 if share.num_gpus else math.ceil(self._count / num_nodes)

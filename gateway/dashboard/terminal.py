@@ -151,8 +151,11 @@ def figures(event: Event, history: Sequence[float], width: int) -> Text:
 
 def engine_lines(engine: EngineView, width: int) -> list[Text]:
     if not engine.up:
-        return [Text(f"engine {engine.name} is down", "bold red")]
+        gone = ("drained", "bold") if engine.draining else ("down", "bold red")
+        return [Text(f"engine {engine.name} is {gone[0]}", gone[1])]
     counts = f"engine {engine.name}: {engine.device}  {engine.running} of {engine.max_rows} rows, {engine.waiting} wait"
+    if engine.draining:
+        counts += ", takes no new work"
     if engine.compiling:
         counts += f", {engine.compiling} for grammars"
     lines = [one_line(Text(f"{counts}, {engine.preemptions} preemptions"))]

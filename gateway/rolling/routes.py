@@ -71,9 +71,13 @@ class MakeChange(_Admin):
         response = EventResponse(
             _lines(change), {"content-type": LINES}, ping_s=0.0, send_timeout_s=services.settings.send_timeout_s
         )
-        with suppress(ClientGone, SendTimeout, MustStop, OSError), Presence(receive), Interrupt() as interrupt:
-            with services.drain.when_forced(lambda: interrupt.now(MustStop())):
-                await response(scope, receive, send)
+        with (
+            suppress(ClientGone, SendTimeout, MustStop, OSError),
+            Presence(receive),
+            Interrupt() as interrupt,
+            services.drain.when_forced(lambda: interrupt.now(MustStop())),
+        ):
+            await response(scope, receive, send)
 
     async def _begin(self, rolling: Rolling, request: Request) -> Change:
         raise NotImplementedError

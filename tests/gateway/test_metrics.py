@@ -21,8 +21,8 @@ from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_ready, toy_services
 
 NAMES = """
-aborts batch_size choices decode_seconds e2e_seconds engine_draining engine_restarts engine_up event_loop_lag_seconds failed_steps
-gateway_restarts gateways generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used
+aborts batch_size choices decode_seconds e2e_seconds engine_draining engine_restarts engine_up event_loop_lag_seconds
+failed_steps gateway_restarts gateways generation_tokens inter_token_seconds kv_blocks kv_blocks_cached kv_blocks_used
 migration_seconds migrations preemptions prefill_seconds
 prefix_hits prefix_queries prompt_tokens prompt_tokens_cached queue_seconds rate_limited recomputed_tokens rejections
 request_generation_tokens request_longest_generation_tokens request_prompt_tokens requests requests_running

@@ -19,7 +19,7 @@ export class BlockMap {
   }
 
   show(engine) {
-    write(this.title, engine.up ? `Engine ${engine.name}: ${engine.device}` : `Engine ${engine.name} is down`);
+    write(this.title, title(engine));
     this.blocks = engine.blocks;
     const text = sentence(engine);
     write(this.told, text);
@@ -68,9 +68,17 @@ export class BlockMap {
   }
 }
 
+function title(engine) {
+  if (!engine.up) return `Engine ${engine.name} is ${engine.draining ? "drained" : "down"}`;
+  return `Engine ${engine.name}: ${engine.device}${engine.draining ? ", takes no new work" : ""}`;
+}
+
 function sentence(engine) {
   const blocks = engine.blocks;
-  if (blocks === null) return engine.up ? "The engine has not told of its blocks yet." : "It is being started again.";
+  if (blocks === null) {
+    if (!engine.up) return engine.draining ? "An operator has taken it out of service." : "It is being started again.";
+    return "The engine has not told of its blocks yet.";
+  }
   const size = blocks.per_cell === 1 ? "" : `, ${blocks.per_cell} a cell`;
   const found = engine.prefix_queries ? `; prefix cache: ${percent(engine.prefix_hits, engine.prefix_queries)} of prompt tokens found` : "";
   return `${count(blocks.used)} of ${count(blocks.total)} blocks held (${percent(blocks.used, blocks.total)}), `

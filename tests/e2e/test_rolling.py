@@ -1,0 +1,165 @@
+"""Engines that are drained, resumed and reloaded under streams, by the commands, in float32: nobody notices. Two behind
+two gateways, so that each gateway has requests in each engine."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fixtures.server import MODEL, PATIENCE_S, ROOT, RunningServer, environment, eventually, serving
+from tests.fixtures.streams import Body, Seen, all_of, ask
+
+STORY = "Once upon a time there was a"
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def pair(gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    flags = ("--replicas", "2", "--gateways", "2", "--dtype", "float32", "--admin")
+    with serving(tmp_path_factory.mktemp("rolling"), *flags) as running:
+        running.metrics_when(lambda seen: seen["gateways"] == 2, "both serve")
+        yield running
+
+
+def command(server: RunningServer, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *words, "--url", server.url],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def told(server: RunningServer) -> list[dict[str, Any]]:
+    engines: list[dict[str, Any]] = server.get("/admin/engines").raise_for_status().json()["engines"]
+    return engines
+
+
+def states(server: RunningServer) -> list[str]:
+    return [engine["state"] for engine in told(server)]
+
+
+def requests(count: int) -> list[Body]:
+    common = {"ignore_eos": True, "max_tokens": NUM_TOKENS}
+    return [
+        {"prompt": f"{number} {STORY}", "temperature": number % 2, "seed": number, **common} for number in range(count)
+    ]
+
+
+async def meanwhile(
+    server: RunningServer, bodies: list[Body], *words: str
+) -> tuple[list[Seen], subprocess.CompletedProcess[str]]:
+    """The command is given as soon as the first has said something."""
+    begun = asyncio.Event()
+    streams = asyncio.create_task(all_of(server, bodies, lambda seen: begun.set()))
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
+    done = await asyncio.to_thread(command, server, *words)
+    return await streams, done
+
+
+def contents(answers: list[Seen]) -> list[tuple[object, ...]]:
+    return [seen.content for seen in answers]
+
+
+async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(pair: RunningServer) -> None:
+    bodies = requests(12)
+    calm = await all_of(pair, bodies)
+    before = pair.metrics_when_idle()
+    answers, done = await meanwhile(pair, bodies, "drain", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "engine 0 is drained" in done.stdout
+    assert contents(answers) == contents(calm)
+    after = pair.metrics_when_idle()
+    assert after["migrations_total{outcome=moved}"] > before["migrations_total{outcome=moved}"]
+    assert (after["engine_draining{engine=0}"], after["engine_up{engine=0}"]) == (1, 0)
+    assert after["engine_restarts_total"] == 0
+    assert [worker["state"] for worker in pair.get("/stats").json()["workers"]] == ["drained", "up"]
+    assert (states(pair), len(pair.engine_pids())) == (["drained", "up"], 1)
+    refused = command(pair, "drain", "1")
+    assert refused.returncode == 1 and "No other engine serves but engine 1" in refused.stderr
+
+    assert contents(await all_of(pair, bodies)) == contents(calm)
+    done = command(pair, "resume", "0")
+    assert done.returncode == 0 and "engine 0 takes work" in done.stdout
+    assert states(pair) == ["up", "up"]
+    steps = pair.metrics()["steps_total{engine=0}"]
+    assert contents(await all_of(pair, bodies)) == contents(calm)
+    assert pair.metrics_when_idle()["steps_total{engine=0}"] > steps
+
+
+async def test_a_reload_changes_all_of_them_one_at_a_time(pair: RunningServer) -> None:
+    bodies = requests(12)
+    calm = await all_of(pair, bodies)
+    pids = pair.engine_pids()
+    answers, done = await meanwhile(pair, bodies, "reload", "--max-seqs", "9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(answers) == contents(calm)
+    stand = [(each["max_seqs"], each["settings"]["max_seqs"], each["state"]) for each in told(pair)]
+    assert stand == [(9, 9, "up")] * 2
+    assert set(pids).isdisjoint(pair.engine_pids())
+    assert contents(await all_of(pair, bodies)) == contents(calm)
+
+
+async def test_weights_that_cannot_be_read_change_nothing(pair: RunningServer, gguf_path: Path, tmp_path: Path) -> None:
+    pids = pair.engine_pids()
+    done = command(pair, "reload", "--model", str(tmp_path / "nothing.gguf"))
+    assert done.returncode == 1 and "no model" in done.stderr
+    refused = httpx.post(f"{pair.url}/admin/reload", json={"port": 1}, timeout=PATIENCE_S)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "port")
+    assert pair.engine_pids() == pids
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_path.read_bytes()[: gguf_path.stat().st_size // 2])
+    bodies = requests(4)
+    calm = await all_of(pair, bodies)
+    answers, done = await meanwhile(pair, bodies, "reload", "--model", str(cut))
+    assert done.returncode == 1 and "engine 0 does not start anew" in done.stdout
+    assert "engine 0 takes work with the settings of before" in done.stdout
+    assert contents(answers) == contents(calm)
+    assert states(pair) == ["up", "up"]
+    assert [each["settings"]["model"] for each in told(pair)] == [MODEL] * 2
+    assert pids[1] in pair.engine_pids()
+
+
+async def test_the_only_engine_that_serves_is_reloaded_in_a_pause(pair: RunningServer) -> None:
+    """Also for those who come meanwhile, and at both gateways."""
+    bodies = requests(6)
+    calm = await all_of(pair, bodies)
+    assert command(pair, "drain", "0").returncode == 0
+
+    async def late() -> list[Seen]:
+        async with httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) as client:
+            while "reloading" not in [each["state"] for each in (await client.get("/admin/engines")).json()["engines"]]:
+                await asyncio.sleep(0.02)
+        async with asyncio.TaskGroup() as group:
+            fresh = [httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) for _ in bodies]
+            asked = [group.create_task(ask(client, body)) for client, body in zip(fresh, bodies, strict=True)]
+        for client in fresh:
+            await client.aclose()
+        return [each.result() for each in asked]
+
+    coming = asyncio.create_task(late())
+    answers, done = await meanwhile(pair, bodies, "reload", "--max-seqs", "7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(answers) == contents(await coming) == contents(calm)
+    assert states(pair) == ["drained", "up"]
+    assert command(pair, "resume", "0").returncode == 0
+    assert [each["max_seqs"] for each in told(pair)] == [7, 7]
+    assert pair.metrics()["migrations_total{outcome=failed}"] == 0
+
+
+async def test_who_leaves_does_not_undo_it_and_there_is_one_at_a_time(pair: RunningServer) -> None:
+    with httpx.stream("POST", f"{pair.url}/admin/engines/1/drain", timeout=PATIENCE_S) as answer:
+        assert answer.status_code == 200
+        busy = httpx.post(f"{pair.url}/admin/engines/0/drain", timeout=PATIENCE_S)
+    assert busy.status_code == 409 and busy.json()["error"]["code"] in ("change_under_way", "last_engine")
+    eventually(lambda: states(pair) == ["up", "drained"], "it goes on")
+    eventually(lambda: command(pair, "resume", "1").returncode == 0, "it is back")
+    listed = command(pair, "engines")
+    assert listed.returncode == 0 and "engine 1: up for" in listed.stdout
