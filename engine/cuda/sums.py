@@ -32,7 +32,10 @@ from engine.parallel.peers import Peers
 log = logging.getLogger("headrace.engine")
 
 MAX_ROWS = 256
-MOST_BYTES = 2 << 20  # that a rank sends in one sum: with more, NCCL is not slower
+# That a rank sends in one sum: with more, NCCL is faster. It has a longer way to the first byte and half the bytes to
+# send, without counts. On two H200, 4,096 numbers of 16 bits a row: 9.4 us against 12.1 for 32 rows, which are these
+# bytes, and 15.9 against 13.9 for 64.
+MOST_BYTES = 256 << 10
 KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
