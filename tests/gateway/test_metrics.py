@@ -30,8 +30,9 @@ requests_waiting step_seconds step_tokens steps streams_open tenant_generation_t
 tenant_requests tpot_seconds ttft_met_to_predicted_ratio ttft_seconds waiting_tokens
 """
 OF_ENGINES = """
-batch_size engine_draining engine_restarts engine_up failed_steps kv_blocks kv_blocks_cached kv_blocks_used preemptions prefix_hits
-prefix_queries recomputed_tokens requests_running requests_waiting step_seconds step_tokens steps waiting_tokens
+batch_size engine_draining engine_restarts engine_up failed_steps kv_blocks kv_blocks_cached kv_blocks_used preemptions
+prefix_hits prefix_queries recomputed_tokens requests_running requests_waiting step_seconds step_tokens steps
+waiting_tokens
 """
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
