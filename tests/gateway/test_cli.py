@@ -135,7 +135,7 @@ def test_a_broken_file_of_keys_fails_in_one_line_without_the_key(environ: dict[s
     (tmp_path / "keys.txt").write_text("sk-one\nsk-two speed=9\n")
     ended = run(environ, "serve", "--api-key-file", str(tmp_path / "keys.txt"))
     assert (ended.returncode, ended.stdout) == (2, "")
-    problem = "word 1 after the key is none of name=, rpm=, tpm=, concurrency="
+    problem = "word 1 after the key is none of name=, rpm=, tpm=, concurrency=, admin"
     assert ended.stderr == f"headrace: keys: {tmp_path}/keys.txt, line 2: {problem}\n"
 
 
