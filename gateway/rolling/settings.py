@@ -66,10 +66,11 @@ def changed(config: Config, given: Mapping[str, Any]) -> Config:
         if name in names and name not in CHANGEABLE:
             raise Unchangeable(f"{name} cannot be changed while the server runs.", name)
     try:
-        return config_of({**msgspec.to_builtins(config), **given})
+        parsed = config_of(given)
     except ConfigError as error:
         name = str(error).partition(":")[0]
         raise Unchangeable(f"{error}.", name if name in names else None) from error
+    return msgspec.structs.replace(config, **{name: getattr(parsed, name) for name in given})
 
 
 def settled(wiring: Wiring, config: Config, served: bytes) -> tuple[Settings, Sequence[EngineLauncher]]:

@@ -4,18 +4,20 @@ two gateways, so that each gateway has requests in each engine."""
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 
+from gateway.rolling import commands
 from tests.fixtures.server import MODEL, PATIENCE_S, ROOT, RunningServer, environment, eventually, serving
 from tests.fixtures.streams import Body, Seen, all_of, ask
 
 STORY = "Once upon a time there was a"
-NUM_TOKENS = 48
+NUM_TOKENS = 24
+Done = TypeVar("Done")
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +55,12 @@ def requests(count: int) -> list[Body]:
     ]
 
 
-async def meanwhile(
-    server: RunningServer, bodies: list[Body], *words: str
-) -> tuple[list[Seen], subprocess.CompletedProcess[str]]:
-    """The command is given as soon as the first has said something."""
+async def meanwhile(server: RunningServer, bodies: list[Body], act: Callable[[], Done]) -> tuple[list[Seen], Done]:
+    """It is done as soon as the first has said something."""
     begun = asyncio.Event()
     streams = asyncio.create_task(all_of(server, bodies, lambda seen: begun.set()))
     await asyncio.wait_for(begun.wait(), PATIENCE_S)
-    done = await asyncio.to_thread(command, server, *words)
+    done = await asyncio.to_thread(act)
     return await streams, done
 
 
@@ -68,14 +68,20 @@ def contents(answers: list[Seen]) -> list[tuple[object, ...]]:
     return [seen.content for seen in answers]
 
 
-async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(pair: RunningServer) -> None:
+@pytest.fixture(scope="module")
+def calm(pair: RunningServer) -> list[tuple[object, ...]]:
+    """What all answer where nothing happens."""
+    return contents(asyncio.run(all_of(pair, requests(12))))
+
+
+async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(
+    pair: RunningServer, calm: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
     bodies = requests(12)
-    calm = await all_of(pair, bodies)
     before = pair.metrics_when_idle()
-    answers, done = await meanwhile(pair, bodies, "drain", "0")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "engine 0 is drained" in done.stdout
-    assert contents(answers) == contents(calm)
+    answers, went_well = await meanwhile(pair, bodies, lambda: commands.drain(pair.url, "", 0, force=False))
+    assert went_well and "engine 0 is drained" in capsys.readouterr().out
+    assert contents(answers) == calm
     after = pair.metrics_when_idle()
     assert after["migrations_total{outcome=moved}"] > before["migrations_total{outcome=moved}"]
     assert (after["engine_draining{engine=0}"], after["engine_up{engine=0}"]) == (1, 0)
@@ -85,29 +91,26 @@ async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(pair:
     refused = command(pair, "drain", "1")
     assert refused.returncode == 1 and "No other engine serves but engine 1" in refused.stderr
 
-    assert contents(await all_of(pair, bodies)) == contents(calm)
     done = command(pair, "resume", "0")
     assert done.returncode == 0 and "engine 0 takes work" in done.stdout
     assert states(pair) == ["up", "up"]
     steps = pair.metrics()["steps_total{engine=0}"]
-    assert contents(await all_of(pair, bodies)) == contents(calm)
+    assert contents(await all_of(pair, bodies)) == calm
     assert pair.metrics_when_idle()["steps_total{engine=0}"] > steps
 
 
-async def test_a_reload_changes_all_of_them_one_at_a_time(pair: RunningServer) -> None:
-    bodies = requests(12)
-    calm = await all_of(pair, bodies)
+async def test_a_reload_changes_all_of_them_one_at_a_time(pair: RunningServer, calm: list[tuple[object, ...]]) -> None:
     pids = pair.engine_pids()
-    answers, done = await meanwhile(pair, bodies, "reload", "--max-seqs", "9")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert contents(answers) == contents(calm)
+    answers, went_well = await meanwhile(pair, requests(12), lambda: commands.reload(pair.url, "", {"max_seqs": "9"}))
+    assert went_well and contents(answers) == calm
     stand = [(each["max_seqs"], each["settings"]["max_seqs"], each["state"]) for each in told(pair)]
     assert stand == [(9, 9, "up")] * 2
     assert set(pids).isdisjoint(pair.engine_pids())
-    assert contents(await all_of(pair, bodies)) == contents(calm)
 
 
-async def test_weights_that_cannot_be_read_change_nothing(pair: RunningServer, gguf_path: Path, tmp_path: Path) -> None:
+async def test_weights_that_cannot_be_read_change_nothing(
+    pair: RunningServer, calm: list[tuple[object, ...]], gguf_path: Path, tmp_path: Path
+) -> None:
     pids = pair.engine_pids()
     done = command(pair, "reload", "--model", str(tmp_path / "nothing.gguf"))
     assert done.returncode == 1 and "no model" in done.stderr
@@ -116,21 +119,20 @@ async def test_weights_that_cannot_be_read_change_nothing(pair: RunningServer, g
     assert pair.engine_pids() == pids
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf_path.read_bytes()[: gguf_path.stat().st_size // 2])
-    bodies = requests(4)
-    calm = await all_of(pair, bodies)
-    answers, done = await meanwhile(pair, bodies, "reload", "--model", str(cut))
+    answers, done = await meanwhile(pair, requests(4), lambda: command(pair, "reload", "--model", str(cut)))
     assert done.returncode == 1 and "engine 0 does not start anew" in done.stdout
     assert "engine 0 takes work with the settings of before" in done.stdout
-    assert contents(answers) == contents(calm)
+    assert contents(answers) == calm[:4]
     assert states(pair) == ["up", "up"]
     assert [each["settings"]["model"] for each in told(pair)] == [MODEL] * 2
     assert pids[1] in pair.engine_pids()
 
 
-async def test_the_only_engine_that_serves_is_reloaded_in_a_pause(pair: RunningServer) -> None:
+async def test_the_only_engine_that_serves_is_reloaded_in_a_pause(
+    pair: RunningServer, calm: list[tuple[object, ...]]
+) -> None:
     """Also for those who come meanwhile, and at both gateways."""
     bodies = requests(6)
-    calm = await all_of(pair, bodies)
     assert command(pair, "drain", "0").returncode == 0
 
     async def late() -> list[Seen]:
@@ -145,9 +147,9 @@ async def test_the_only_engine_that_serves_is_reloaded_in_a_pause(pair: RunningS
         return [each.result() for each in asked]
 
     coming = asyncio.create_task(late())
-    answers, done = await meanwhile(pair, bodies, "reload", "--max-seqs", "7")
+    answers, done = await meanwhile(pair, bodies, lambda: command(pair, "reload", "--max-seqs", "7"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert contents(answers) == contents(await coming) == contents(calm)
+    assert contents(answers) == contents(await coming) == calm[:6]
     assert states(pair) == ["drained", "up"]
     assert command(pair, "resume", "0").returncode == 0
     assert [each["max_seqs"] for each in told(pair)] == [7, 7]

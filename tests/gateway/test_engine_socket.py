@@ -82,6 +82,42 @@ async def test_an_engine_that_does_not_answer_is_unavailable() -> None:
         assert await num_aborted(world) == 1
 
 
+async def test_one_that_is_shut_takes_nothing_new_and_goes_on_with_what_it_has() -> None:
+    async with started() as world:
+        sink = await world.ask(Order.LATE)
+        ready = world.engine.ready
+        for pause, told in ((False, None), (True, ready)):
+            world.engine.shut(pause)
+            assert (world.engine.ready, world.engine.said, world.engine.is_paused) == (told, ready, pause)
+            with pytest.raises(EngineUnavailable):
+                await world.ask(1)
+        waiting = asyncio.create_task(world.engine.available())
+        assert not await world.engine.emptied(0.1) and not waiting.done() and not sink.failures
+        world.engine.open()
+        await asyncio.wait_for(waiting, PATIENCE_S)
+        await world.ask(1)
+        await sink.finished()
+        assert await world.engine.emptied(PATIENCE_S)
+        assert world.observer.drains == [True, True, False]
+
+
+async def test_what_is_moved_is_forgotten_by_the_engine_and_told_once_a_request() -> None:
+    async with started() as world:
+        sink, unanswered = await world.ask(Order.HANG, choices=2), RecordingSink()
+        asking = asyncio.create_task(world.engine.submit(world.request(Order.IGNORE), unanswered))
+        await asyncio.sleep(0)
+        world.engine.shut(pause=False)
+        assert world.engine.move("moved") == 2
+        await asking  # counts as accepted
+        for each, size in ((sink, 2), (unanswered, 1)):
+            ((death, seq_ids),) = each.lost
+            assert (death.message, death.planned, death.num_requests, len(seq_ids)) == ("moved", True, 0, size)
+            assert death.explained.is_set() and death.from_outside
+        assert (world.engine.num_open, world.engine.unread_tokens) == (0, 0)
+        world.engine.open()
+        assert await num_aborted(world) == 3
+
+
 async def test_an_aborted_request_hears_nothing_more() -> None:
     async with started() as world:
         sink = RecordingSink()

@@ -58,8 +58,8 @@ def test_its_own_limits_win_and_zero_is_none() -> None:
     [
         ("sha256:12ab", "a hashed key is sha256: and 64 hexadecimal digits"),
         ("schlüssel", "a key is 1 to 1024 visible ASCII characters"),
-        ("sk-one sk-two", "word 1 after the key is none of name=, rpm=, tpm=, concurrency="),
-        ("sk-one name=a speed=9", "word 2 after the key is none of name=, rpm=, tpm=, concurrency="),
+        ("sk-one sk-two", "word 1 after the key is none of name=, rpm=, tpm=, concurrency=, admin"),
+        ("sk-one name=a speed=9", "word 2 after the key is none of name=, rpm=, tpm=, concurrency=, admin"),
         ("sk-one rpm=", "rpm= takes a number from 0 (no limit) to 1000000000000"),
         ("sk-one tpm=-1", "tpm= takes a number from 0 (no limit) to 1000000000000"),
         ("sk-one rpm=1e3", "rpm= takes a number from 0 (no limit) to 1000000000000"),

@@ -181,6 +181,55 @@ async def test_prompts_that_were_not_submitted_yet_follow_later() -> None:
     assert texts == ["x" * (3 + index) for index in range(5)]
 
 
+# what an operator moves
+
+
+async def test_what_is_moved_by_plan_is_never_poison_however_often() -> None:
+    engine = speaker(TEXT)
+    services = toy_services(engine)
+    connection = ask(services, prompt="a", stream=True)
+    for _ in range(migration.MAX_MOVES + 2):  # without a token in between
+        await engine.until(lambda: bool(engine.playing))
+        engine.move()
+    await engine.until(lambda: bool(engine.playing))
+    await finish(engine, connection)
+    assert connection.status == 200 and "error" not in connection.body.decode()
+    assert counted(services, "migrations_total", outcome="moved") == 1
+
+
+async def test_a_plan_does_not_clear_a_request_of_the_death_before_it() -> None:
+    engine = speaker(TEXT)
+    connection = ask(toy_services(engine), prompt="a")
+    await die_and_rise(engine)
+    await engine.until(lambda: bool(engine.playing))
+    engine.move()
+    await die_and_rise(engine)
+    await finish(engine, connection)
+    assert json.loads(connection.body)["error"]["code"] == "poisoned"
+
+
+@pytest.mark.parametrize("migrates", [True, False])
+async def test_who_comes_in_a_pause_waits_for_its_end(migrates: bool) -> None:
+    engine = speaker(TEXT)
+    engine.is_paused = True
+    engine.refusal = lambda submit: EngineUnavailable("paused") if engine.is_paused else None
+    services = toy_services(engine, migration=migrates)
+    engine.ready, ready = None, engine.ready  # of whom `available` tells
+    unpaused = ask(services, prompt="a")
+    await unpaused.end()
+    assert unpaused.status == 503  # there is nothing that its limits could be
+    engine.ready = ready
+    engine.accepts = False
+    connection = ask(services, prompt=["a", "b"], n=2, stream=True)
+    await engine.until(lambda: len(engine.submitted) == 2)
+    assert not engine.playing
+    engine.is_paused = False
+    engine.rise()
+    await engine.until(lambda: len(engine.playing) == 4)
+    await finish(engine, connection)
+    assert connection.status == 200 and b'"error"' not in connection.body
+
+
 # what makes engines die
 
 

@@ -166,6 +166,19 @@ async def test_the_dead_get_nothing_and_without_any_it_says_so() -> None:
     assert error.value.retry_after_s == 2.0
 
 
+async def test_one_that_drains_gets_nothing_and_where_it_is_the_last_that_is_a_pause() -> None:
+    world = World()
+    world.engines[0].is_draining = world.engines[0].is_paused = True
+    assert {await world.ask([number]) for number in range(4)} == {1}
+    assert not world.router.is_paused
+    world.engines[1].die()
+    assert world.router.is_paused and world.router.ready is world.engines[0].ready
+    with pytest.raises(EngineUnavailable):
+        await world.router.submit(world.request([1]), RecordingSink())
+    world.engines[0].is_paused = False
+    assert not world.router.is_paused
+
+
 async def test_one_that_rises_is_enough_to_be_available() -> None:
     world = World()
     for engine in world.engines:

@@ -11,7 +11,7 @@ from gateway.engines.client import EngineUnavailable
 from gateway.engines.socket import EngineFailed, SocketEngine
 from gateway.engines.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
 from scheduler.protocol import EngineConfig, Progress, Vocabulary
-from tests.fixtures.engines import RecordingObserver, World, started, world
+from tests.fixtures.engines import PATIENCE_S, RecordingObserver, World, fake_setup, started, world
 from tests.fixtures.fake_engine import Order
 
 
@@ -25,6 +25,14 @@ async def die(each: World) -> None:
 
 async def up_again(each: World) -> None:
     await each.observer.changes.until(lambda: each.engine.ready is not None)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def test_a_start_tells_its_progress_and_then_what_it_is() -> None:
@@ -103,6 +111,51 @@ async def test_a_healthy_minute_forgives_earlier_failures(healthy_for_s: float, 
         each.time.now += healthy_for_s
         await die(each)
     assert each.time.slept == [1, second_delay_s]
+
+
+async def test_a_halted_engine_stays_away_until_it_is_launched_with_whatever_it_is_given() -> None:
+    async with started() as each:
+        sink = await each.ask(Order.HANG)
+        pid = each.supervisor.pid
+        assert pid is not None
+        await each.supervisor.halt()
+        assert (each.engine.said, each.supervisor.pid, each.supervisor.is_halted) == (None, None, True)
+        assert not is_alive(pid)
+        (death,) = sink.failures
+        assert death.explained.is_set() and death.from_outside
+        ready = await each.supervisor.launch(fake_setup("serve"), each.progress.append, PATIENCE_S)
+        assert each.engine.ready is ready
+        sink = await each.ask(1, 2)
+        await sink.finished()
+        assert (each.time.slept, each.observer.num_restarts, each.supervisor.num_restarts) == ([], 0, 0)
+        await die(each)
+        await up_again(each)
+        assert each.supervisor.num_restarts == 1
+
+
+async def test_a_launch_that_fails_leaves_nothing_running_and_the_next_one_may_do_better() -> None:
+    async with started() as each:
+        await each.supervisor.halt()
+        for how, message in (
+            (("crash", "no room"), "ended with code 5: no room"),
+            (("silent",), "not ready after 0.3 s"),
+        ):
+            limit_s = PATIENCE_S if how[0] == "crash" else 0.3
+            with pytest.raises(EngineFailed, match=message):
+                await each.supervisor.launch(fake_setup(*how), each.progress.append, limit_s)
+            assert (each.supervisor.is_halted, each.supervisor.pid) == (True, None)
+        assert each.time.slept == []
+        each.supervisor.keep_trying(fake_setup("serve"))
+        await up_again(each)
+
+
+async def test_a_halt_while_an_engine_is_about_to_be_started_again_holds(tmp_path: Path) -> None:
+    async with world("crash-after", str(tmp_path / "mark")) as each:
+        await each.start()
+        each.time.max_sleeps = 1
+        await die(each)
+        await each.supervisor.halt()
+        assert each.supervisor.is_halted and each.observer.num_restarts == 0
 
 
 async def test_close_ends_the_process() -> None:
