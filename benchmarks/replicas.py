@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -90,7 +91,7 @@ def measure(folder: Path, replicas: int, args: argparse.Namespace, report: Repor
                 report.attempt(f"{tag}, run {turn}", lambda turn=turn: _level(served, level, 128, 128, 1000 * turn))
                 for turn in range(1, args.repeats + 1)
             ]
-            report.put(f"{tag}, tok_s", max((each["tok_s"] for each in found if each), default=None))
+            report.put(f"{tag}, tok_s", statistics.median([each["tok_s"] for each in found if each] or [0.0]))
             report.put(f"{tag}, prefixes", hit_rate(served))
     finally:
         text = log.read_text(errors="replace")
