@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from gateway.rolling import commands
-from tests.fixtures.server import MODEL, PATIENCE_S, ROOT, RunningServer, environment, eventually, serving
-from tests.fixtures.streams import Body, Seen, all_of, ask
+from tests.fixtures.server import MODEL, PATIENCE_S, ROOT, RunningServer, environment, serving
+from tests.fixtures.streams import Body, Seen, all_of
 
 STORY = "Once upon a time there was a"
 NUM_TOKENS = 24
@@ -74,12 +74,11 @@ def calm(pair: RunningServer) -> list[tuple[object, ...]]:
     return contents(asyncio.run(all_of(pair, requests(12))))
 
 
-async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(
+async def test_a_drain_moves_what_runs(
     pair: RunningServer, calm: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bodies = requests(12)
     before = pair.metrics_when_idle()
-    answers, went_well = await meanwhile(pair, bodies, lambda: commands.drain(pair.url, "", 0, force=False))
+    answers, went_well = await meanwhile(pair, requests(12), lambda: commands.drain(pair.url, "", 0, force=False))
     assert went_well and "engine 0 is drained" in capsys.readouterr().out
     assert contents(answers) == calm
     after = pair.metrics_when_idle()
@@ -91,12 +90,30 @@ async def test_a_drain_moves_what_runs_and_a_resume_brings_the_engine_back(
     refused = command(pair, "drain", "1")
     assert refused.returncode == 1 and "No other engine serves but engine 1" in refused.stderr
 
+
+async def test_the_one_that_is_left_is_reloaded_in_a_pause_and_the_other_comes_back(
+    pair: RunningServer, calm: list[tuple[object, ...]]
+) -> None:
+    """Requests wait, also those that come meanwhile, and at both gateways."""
+    bodies = requests(6)
+
+    async def late() -> list[Seen]:
+        async with httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) as client:
+            while "reloading" not in [each["state"] for each in (await client.get("/admin/engines")).json()["engines"]]:
+                await asyncio.sleep(0.02)
+        return await all_of(pair, bodies)
+
+    coming = asyncio.create_task(late())
+    answers, went_well = await meanwhile(pair, bodies, lambda: commands.reload(pair.url, "", {"max_seqs": "7"}))
+    assert went_well and states(pair) == ["drained", "up"]
+    assert contents(answers) == contents(await coming) == calm[:6]
     done = command(pair, "resume", "0")
     assert done.returncode == 0 and "engine 0 takes work" in done.stdout
-    assert states(pair) == ["up", "up"]
+    assert [(each["state"], each["max_seqs"]) for each in told(pair)] == [("up", 7)] * 2
     steps = pair.metrics()["steps_total{engine=0}"]
-    assert contents(await all_of(pair, bodies)) == calm
-    assert pair.metrics_when_idle()["steps_total{engine=0}"] > steps
+    assert contents(await all_of(pair, bodies)) == calm[:6]
+    after = pair.metrics_when_idle()
+    assert after["steps_total{engine=0}"] > steps and after["migrations_total{outcome=failed}"] == 0
 
 
 async def test_a_reload_changes_all_of_them_one_at_a_time(pair: RunningServer, calm: list[tuple[object, ...]]) -> None:
@@ -126,42 +143,3 @@ async def test_weights_that_cannot_be_read_change_nothing(
     assert states(pair) == ["up", "up"]
     assert [each["settings"]["model"] for each in told(pair)] == [MODEL] * 2
     assert pids[1] in pair.engine_pids()
-
-
-async def test_the_only_engine_that_serves_is_reloaded_in_a_pause(
-    pair: RunningServer, calm: list[tuple[object, ...]]
-) -> None:
-    """Also for those who come meanwhile, and at both gateways."""
-    bodies = requests(6)
-    assert command(pair, "drain", "0").returncode == 0
-
-    async def late() -> list[Seen]:
-        async with httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) as client:
-            while "reloading" not in [each["state"] for each in (await client.get("/admin/engines")).json()["engines"]]:
-                await asyncio.sleep(0.02)
-        async with asyncio.TaskGroup() as group:
-            fresh = [httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) for _ in bodies]
-            asked = [group.create_task(ask(client, body)) for client, body in zip(fresh, bodies, strict=True)]
-        for client in fresh:
-            await client.aclose()
-        return [each.result() for each in asked]
-
-    coming = asyncio.create_task(late())
-    answers, done = await meanwhile(pair, bodies, lambda: command(pair, "reload", "--max-seqs", "7"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert contents(answers) == contents(await coming) == calm[:6]
-    assert states(pair) == ["drained", "up"]
-    assert command(pair, "resume", "0").returncode == 0
-    assert [each["max_seqs"] for each in told(pair)] == [7, 7]
-    assert pair.metrics()["migrations_total{outcome=failed}"] == 0
-
-
-async def test_who_leaves_does_not_undo_it_and_there_is_one_at_a_time(pair: RunningServer) -> None:
-    with httpx.stream("POST", f"{pair.url}/admin/engines/1/drain", timeout=PATIENCE_S) as answer:
-        assert answer.status_code == 200
-        busy = httpx.post(f"{pair.url}/admin/engines/0/drain", timeout=PATIENCE_S)
-    assert busy.status_code == 409 and busy.json()["error"]["code"] in ("change_under_way", "last_engine")
-    eventually(lambda: states(pair) == ["up", "drained"], "it goes on")
-    eventually(lambda: command(pair, "resume", "1").returncode == 0, "it is back")
-    listed = command(pair, "engines")
-    assert listed.returncode == 0 and "engine 1: up for" in listed.stdout

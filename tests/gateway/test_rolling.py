@@ -18,6 +18,7 @@ from gateway.engines.client import EngineUnavailable
 from gateway.engines.handles import EngineLauncher
 from gateway.engines.replicas import Replicas
 from gateway.errors import ModelError
+from gateway.http.app import create_app
 from gateway.http.keys import Keys, KeysError, parse_line
 from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
@@ -34,7 +35,7 @@ from scheduler.protocol import Submit
 from scheduler.types import SamplingParams
 from tests.fixtures.engines import PATIENCE_S, RecordingObserver, RecordingSink, fake_setup
 from tests.fixtures.fake_engine import Order
-from tests.fixtures.fakes import client_of, toy_services
+from tests.fixtures.fakes import client_of, post, toy_services
 
 
 class Others:
@@ -383,6 +384,18 @@ async def test_who_waits_hears_that_it_goes_on(served: World, monkeypatch: pytes
     assert [line["seconds"] for line in waits] == sorted(line["seconds"] for line in waits)
 
 
+async def test_who_leaves_does_not_undo_it(served: World) -> None:
+    app = create_app(replace(toy_services(), rolling=served.rolling))
+    connection = post(app, "/admin/engines/1/drain", {})
+    await connection.until(lambda connection: len(connection.sent) > 1)
+    under_way = served.rolling.under_way
+    connection.leave()
+    await connection.end()
+    assert under_way is not None and not under_way.is_over
+    assert (await steps(under_way))[-1] == "done"
+    assert served.states == ["up", "drained"]
+
+
 async def test_it_is_off_as_a_rule_and_asks_for_an_admins_key(served: World, tmp_path: Path) -> None:
     asked = [("GET", "/admin/engines"), ("POST", "/admin/engines/0/drain"), ("POST", "/admin/reload")]
     async with client_of(toy_services()) as client:
@@ -444,6 +457,20 @@ def test_commands_print_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("gateway.remote.lines", played([{"phase": "odd"}], asked))
     with pytest.raises(commands.remote.RemoteError, match="does not answer as headrace does"):
         commands.resume("http://host", "", 0)
+
+
+def test_how_engines_stand_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    common = {"since_s": 3.4, "restarts": 2, "requests": 0, "settings": {"model": "m"}}
+    running = {"pid": 7, "device": "cpu", "max_model_len": 99, "max_seqs": 8}
+    engines = [{"engine": 0, "state": "drained", **common}, {"engine": 1, "state": "up", **common, **running}]
+    change = {"kind": "drain", "last": {"phase": "stopping", "message": "engine 0 is stopped"}}
+    monkeypatch.setattr("gateway.remote.lines", played([{"engines": engines, "change": change}], []))
+    commands.engines("http://host", "")
+    assert capsys.readouterr().out.splitlines() == [
+        "engine 0: drained for 3 s, 2 restarts, model m",
+        "engine 1: up for 3 s, 2 restarts, process 7, cpu, 8 rows, 99 tokens a request, model m",
+        "a drain is under way: engine 0 is stopped",
+    ]
 
 
 # other gateways
