@@ -1,5 +1,6 @@
-"""Sums over ranks against torch's: two processes in Triton's interpreter, which write into one file's memory."""
+"""Sums over ranks against torch's: processes in Triton's interpreter, which write into one file's memory."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cuda.sums import Links, inbox_words, sum_rows
-from tests.engine.cuda.interpreter import repair
+from tests.engine.cuda.interpreter import hasten, repair
 
 MAX_ROWS, EPS, DEADLINE_S = 4, 1e-5, 120
+INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}  # also where there is a GPU
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+CASES = ((2, 64, torch.float32), (3, 80, torch.bfloat16))  # ranks, hidden size, type
 SIZES = ((1, True), (3, True), (1, False), (4, True), (1, True))  # rows, and whether to add to what was there
 
 
@@ -40,16 +43,25 @@ def run(path: Path, rank: int, num_ranks: int, hidden: int, dtype: torch.dtype) 
     return found
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="two processes cannot share a GPU's memory so")
-@pytest.mark.parametrize(("num_ranks", "hidden", "dtype"), [(2, 64, torch.float32), (3, 80, torch.bfloat16)])
-def test_sums_of_all_ranks(num_ranks: int, hidden: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    path = tmp_path / "inboxes"
-    command = [sys.executable, "-m", "tests.engine.cuda.test_sums", str(path), str(num_ranks), str(hidden), str(dtype)]
-    others = [subprocess.Popen([*command, str(rank)]) for rank in range(1, num_ranks)]
-    found = {0: run(path, 0, num_ranks, hidden, dtype)}
-    for rank, other in enumerate(others, 1):
-        assert other.wait(DEADLINE_S) == 0
-        found[rank] = torch.load(f"{path}-{rank}")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each rank has found in each case."""
+    path: Path = tmp_path_factory.mktemp("sums")
+    command = [sys.executable, "-m", "tests.engine.cuda.test_sums", str(path)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=INTERPRETED) for rank in range(max(case[0] for case in CASES))
+    ]
+    try:
+        assert not any(process.wait(DEADLINE_S) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    return path
+
+
+@pytest.mark.parametrize(("num_ranks", "hidden", "dtype"), CASES)
+def test_sums_of_all_ranks(num_ranks: int, hidden: int, dtype: torch.dtype, folder: Path) -> None:
+    found = [torch.load(folder / f"{num_ranks}-{rank}") for rank in range(num_ranks)]
     for turn, (rows, add) in enumerate(SIZES):
         parts = [inputs(turn, rank, rows, hidden, dtype).double() for rank in range(num_ranks)]
         expected = sum(parts, inputs(turn, 50, rows, hidden, dtype).double() * add)
@@ -65,6 +77,8 @@ def test_sums_of_all_ranks(num_ranks: int, hidden: int, dtype: torch.dtype, tmp_
 
 if __name__ == "__main__":
     repair()
-    _, where, size, width, kind, number = sys.argv
-    told = run(Path(where), int(number), int(size), int(width), getattr(torch, kind.removeprefix("torch.")))
-    torch.save(told, f"{where}-{number}")
+    hasten()
+    where, number = Path(sys.argv[1]), int(sys.argv[2])
+    for size, width, kind in CASES:
+        if number < size:
+            torch.save(run(where / f"inboxes-{size}", number, size, width, kind), where / f"{size}-{number}")
