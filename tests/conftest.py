@@ -31,6 +31,7 @@ LONGEST = (
     "engine/cuda/test_sampling.py",
     "e2e/test_gateways.py",
     "e2e/test_timelines.py",
+    "e2e/test_tensor_parallel.py",
     "gateway/test_fuzz.py",
 )
 
