@@ -100,7 +100,7 @@ async def test_the_one_that_is_left_is_reloaded_in_a_pause_and_the_other_comes_b
     async def late() -> list[Seen]:
         async with httpx.AsyncClient(base_url=pair.url, timeout=PATIENCE_S) as client:
             while "reloading" not in [each["state"] for each in (await client.get("/admin/engines")).json()["engines"]]:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
         return await all_of(pair, bodies)
 
     coming = asyncio.create_task(late())
