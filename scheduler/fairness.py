@@ -64,9 +64,9 @@ class Shares:
         """It leaves its row."""
         generated = GENERATED_WEIGHT * (seq.num_generated - seq.generated_before)
         self._set(seq.tenant, self._served.get(seq.tenant, 0) + generated)
-        self._pending[seq.tenant] -= seq.pending
-        if not self._pending[seq.tenant]:
-            del self._pending[seq.tenant]
+        # Nothing is kept of a tenant without any; so it may be none already, where prompts are only read.
+        if pending := self._pending.pop(seq.tenant, 0) - seq.pending:
+            self._pending[seq.tenant] = pending
 
     def _set(self, tenant: int, served: int) -> None:
         self._served.pop(tenant, None)

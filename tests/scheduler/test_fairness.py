@@ -101,6 +101,17 @@ def test_an_answer_that_was_shorter_than_expected_is_given_back(queue: WaitingQu
     assert [seq.id for seq in queue.in_order(9)] == [4, 3] and drain(queue) == [4, 3]
 
 
+def test_prompts_that_are_only_read_come_and_go_together(queue: WaitingQueue) -> None:
+    seqs = [sequence(order, tenant=0, max_tokens=0) for order in (1, 2, 3)]
+    push(queue, *seqs)
+    for seq in seqs:
+        let_in(queue, seq, ends=False)
+    for seq in seqs:
+        queue.settle(seq)
+    push(queue, late := sequence(4, tenant=0))
+    assert queue.head() is late
+
+
 def test_who_comes_is_level_with_what_others_were_served_whatever_is_expected(queue: WaitingQueue) -> None:
     endless = sequence(1, tenant=7, max_tokens=1000)
     push(queue, endless, *[sequence(order, tenant=7) for order in range(2, 5)])
