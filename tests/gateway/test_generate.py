@@ -223,9 +223,9 @@ async def test_a_full_queue_is_429(stream: bool) -> None:
 
 async def test_a_stream_that_fails_before_its_first_word_has_a_status() -> None:
     engine = FakeEngine(automatic=False)
-    connection = post(toy_app(engine), "/generate", {"prompt": PROMPT, "stream": True})
+    connection = post(toy_app(engine, migration=False), "/generate", {"prompt": PROMPT, "stream": True})
     await engine.until(lambda: bool(engine.playing))
-    next(iter(engine.playing.values())).sink.fail("it broke")
+    engine.die("it broke")
     await connection.end()
     assert connection.status >= 500 and connection.headers["content-type"] == "application/json"
 
@@ -233,12 +233,12 @@ async def test_a_stream_that_fails_before_its_first_word_has_a_status() -> None:
 async def test_a_stream_that_fails_later_has_no_end() -> None:
     """An error among the text would be taken for text: the missing end tells, and the log says why."""
     engine = FakeEngine(automatic=False, script=lambda submit, choice: Script.of("Hello"))
-    services = toy_services(engine)
+    services = toy_services(engine, migration=False)
     connection = post(create_app(services), "/generate", {"prompt": PROMPT, "stream": True})
     await engine.until(lambda: bool(engine.playing))
     engine.step()
     await connection.until(lambda seen: b"H" in seen.body)
-    next(iter(engine.playing.values())).sink.fail("it broke")
+    engine.die("it broke")
     await connection.end()
     assert (connection.status, connection.body) == (200, b"H")
     assert all(message.get("more_body", True) for message in connection.sent)
