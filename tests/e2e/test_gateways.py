@@ -134,7 +134,7 @@ def test_a_new_engine_is_found_by_all(several: RunningServer) -> None:
 def test_limits_hold_over_all_and_a_drain_waits_for_all(gguf_path: Path, tmp_path: Path) -> None:
     most = 9
     with serving(
-        tmp_path, "--gateways", str(NUM), "--limit-concurrency", str(most), "--drain-timeout", "100"
+        tmp_path, "--gateways", str(NUM), "--limit-concurrency", str(most), "--drain-timeout", "200"
     ) as server:
         body = {"model": MODEL, "prompt": "Hi", "max_tokens": 120, "temperature": 0, "stream": True, "ignore_eos": True}
 
