@@ -267,11 +267,11 @@ def test_a_wrong_message_is_named(llm: LLM) -> None:
 def test_an_engine_that_dies_is_followed_by_one_that_goes_on(llm: LLM) -> None:
     sampling: dict[str, Any] = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
     calm = llm.generate(PROMPTS[0], **sampling).text
-    process = llm._engine.session._replicas._supervisors[0]._process
-    assert process is not None
+    pid = llm._engine.session._replicas.supervisors[0].pid
+    assert pid is not None
     stream = llm.stream(PROMPTS[0], **sampling)
     begun = next(stream)
-    os.killpg(process._process.pid, signal.SIGKILL)
+    os.killpg(pid, signal.SIGKILL)
     assert begun + "".join(stream) == calm
     assert llm.generate(PROMPTS[0], max_tokens=1, temperature=0).text == " Paris"
 
