@@ -14,7 +14,9 @@ from engine.cuda.sums import Links, inbox_words, sum_rows
 from tests.engine.cuda.interpreter import hasten, repair
 
 MAX_ROWS, EPS, DEADLINE_S = 4, 1e-5, 120
-INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}  # also where there is a GPU
+ROOT = Path(__file__).parent.parent.parent.parent
+# Also where there is a GPU. The path: ranks are started without the current folder on theirs.
+INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 CASES = ((2, 64, torch.float32), (3, 80, torch.bfloat16))  # ranks, hidden size, type
 SIZES = ((1, True), (3, True), (1, False), (4, True), (1, True))  # rows, and whether to add to what was there
