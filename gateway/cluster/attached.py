@@ -77,11 +77,7 @@ class AttachedEngine:
     pid: int | None = None  # it is another machine's
 
     async def connect(self) -> Streams:
-        try:
-            return await tls.connect(self._tcp)
-        except OSError as error:
-            where = f"{self._tcp.host}:{self._tcp.port}"
-            raise EngineFailed("lost", f"cannot connect to the engine at {where}: {error}") from error
+        return await tls.reach(self._tcp)
 
     def lead_to(self, path: Path) -> None:
         tls.lead_to(self._tcp, path)

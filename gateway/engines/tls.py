@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.engines.handles import Streams
+from gateway.engines.socket import EngineFailed
 from scheduler.protocol import ENGINE_NAME, KEEPALIVE, Credentials, Tcp
 
 CONNECT_S = 10.0
@@ -29,6 +30,14 @@ async def connect(tcp: Tcp) -> Streams:
         if hasattr(socket, name):  # macOS lacks one
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return reader, writer
+
+
+async def reach(tcp: Tcp) -> Streams:
+    """As an EngineHandle does. Raises EngineFailed."""
+    try:
+        return await connect(tcp)
+    except OSError as error:
+        raise EngineFailed("lost", f"cannot connect to the engine at {tcp.host}:{tcp.port}: {error}") from error
 
 
 def client_context(credentials: Credentials) -> ssl.SSLContext:
