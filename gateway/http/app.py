@@ -31,6 +31,7 @@ from gateway.http.profile import TakeProfile
 from gateway.http.race import ClientGone
 from gateway.http.routes import Generate, Pages
 from gateway.http.unbuilt import unbuilt_path
+from gateway.http.unread import Inbound
 from gateway.messages.routes import CountTokens, prepare_messages
 from gateway.openapi.routes import docs_routes
 from gateway.requests.parse import unbuilt
@@ -143,9 +144,10 @@ class Edge:
         times = times_of(scope)
         laps = laps_since_arrival(services.clock, times, scope)
         exchange = scope["headrace.exchange"] = Exchange(drawn, scope["method"], laps.began, laps=laps)
+        inbound = Inbound(scope, receive)
         try:
             with services.drain.request():
-                await self._guard(scope, receive, self._stamp(exchange, send, times), exchange)
+                await self._guard(scope, inbound.receive, self._stamp(exchange, inbound, send, times), exchange)
         finally:
             exchange.outcome = exchange.outcome or ("ok" if exchange.status < 400 else "invalid")
             exchange.end(services.metrics)
@@ -154,13 +156,13 @@ class Edge:
                 services.spans.add(timeline_of(exchange, now, ended=True), trace_headers(scope))
         return None
 
-    def _stamp(self, exchange: Exchange, send: Send, times: Times | None) -> Send:
+    def _stamp(self, exchange: Exchange, inbound: Inbound, send: Send, times: Times | None) -> Send:
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 elapsed_ms = int((self._services.clock() - exchange.started) * 1000)
                 message["headers"] = [
-                    *message.get("headers", ()),
+                    *await inbound.headers([*message.get("headers", ())]),
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"request-id", exchange.request_id.encode()),  # Anthropic's clients look here
                     (b"openai-processing-ms", str(elapsed_ms).encode()),

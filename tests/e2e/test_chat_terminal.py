@@ -98,11 +98,17 @@ class Terminal:
     def exit_code(self) -> int:
         """Once tmux has it, a moment after it has seen the end."""
 
-        def look() -> list[str]:
-            words = self._run("display-message", "-p", "#{pane_dead} #{pane_dead_status}").split()
-            return words if len(words) == 2 else []
+        def look() -> str:
+            told = self._run("display-message", "-p", "#{pane_dead} status #{pane_dead_status}").strip()
+            return told.removeprefix("1 status ") if told.startswith("1 status ") else ""
 
-        return int(eventually(look, "its end")[1])
+        try:
+            return int(eventually(look, "its end"))
+        except AssertionError as error:
+            told = self._run(
+                "display-message", "-p", "dead #{pane_dead}, status #{pane_dead_status}, #{pane_dead_signal}"
+            )
+            raise AssertionError(f"{error}; {told}; on the screen:\n{self.text}") from None
 
 
 @pytest.fixture

@@ -2,20 +2,13 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from gateway.http.app import create_app
-from gateway.http.ending import Signals
-from gateway.http.lifecycle import Server
-from gateway.http.port import bind
-from gateway.services import Services
-from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, Script, client_of, events, toy_ready, toy_services
+from tests.fixtures.fakes import MODEL, FakeEngine, Script, client_of, events, toy_ready, toy_services
+from tests.fixtures.wires import connected, serving
 
 PATHS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -25,68 +18,10 @@ PATHS = {
 }
 
 
-@asynccontextmanager
-async def serving(services: Services, send_buffer: int | None = None) -> AsyncIterator[tuple[str, int]]:
-    """send_buffer: bytes that the system keeps for a client that does not read."""
-    listener, opened, signals = bind("127.0.0.1", 0), asyncio.Event(), Signals()
-    if send_buffer is not None:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    address: tuple[str, int] = listener.getsockname()
-    server = Server(create_app(services), listener, services.drain, signals, DEADLINE_S, asyncio.Event().wait)  # type: ignore[arg-type]
-    task = asyncio.create_task(server.run(opened.set))
-    try:
-        await asyncio.wait_for(opened.wait(), DEADLINE_S)
-        yield address
-    finally:
-        signals.stop.set()
-        signals.hurry.set()
-        await asyncio.wait_for(task, DEADLINE_S)
-
-
 def asked(path: str, version: str = "1.1", **fields: Any) -> bytes:
     body = json.dumps({"model": MODEL, "stream": True, **PATHS[path], **fields}).encode()
     head = f"POST {path} HTTP/{version}\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
-
-
-class Client:
-    """Reads when the test says so; what it has read and not used yet waits in `read`."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.read = b""
-
-    async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.connection, data)
-
-    async def until(self, end: bytes) -> bytes:
-        async with asyncio.timeout(DEADLINE_S):
-            while end not in self.read:
-                more = await asyncio.get_running_loop().sock_recv(self.connection, 1 << 16)
-                assert more, self.read
-                self.read += more
-        before, found, self.read = self.read.partition(end)
-        return before + found
-
-    async def rest(self) -> bytes:
-        async with asyncio.timeout(DEADLINE_S):
-            while more := await asyncio.get_running_loop().sock_recv(self.connection, 1 << 16):
-                self.read += more
-        return self.read
-
-    def at_hand(self) -> bytes:
-        """Without a turn of the event loop. Raises BlockingIOError if nothing has come."""
-        return self.connection.recv(1 << 16)
-
-
-@asynccontextmanager
-async def connected(address: tuple[str, int], receive_buffer: int | None = None) -> AsyncIterator[Client]:
-    with socket.socket() as connection:
-        if receive_buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, address)
-        yield Client(connection)
 
 
 def unchunked(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from gateway.http.port import listen
 from gateway.http.stamps import MAX_AGE_S, SO_TIMESTAMPNS, STAMP, StampedListener, StampedSocket, came_at
 from gateway.services import Services
 from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, toy_services
-from tests.gateway.test_direct import serving
+from tests.fixtures.wires import serving
 
 PEM = Path(__file__).parent.parent / "bench" / "tls.pem"
 BUSY_S = 0.05
