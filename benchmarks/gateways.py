@@ -4,8 +4,9 @@
     python -m benchmarks.gateways --gateways 1,2,4,8 --clients 8 --streams 512
 
 Every process shares the machine's cores: gateways, an engine for each, clients. So beside the chunks/s stand the cores
-that each kind took, those that other machines of the same host took away ("stolen", by Linux), and "most": how many times
-one gateway's chunks/s there could be if all cores were busy with the work that a chunk takes, as it was with one gateway. Rounds in turn, medians; one line of JSON last.
+that each kind took, those that other machines of the same host took away ("stolen", by Linux), and "most": how many
+times one gateway's chunks/s there could be if all cores were busy with the work that a chunk takes, as it was with one
+gateway. Rounds in turn, medians; one line of JSON last.
 """
 
 from __future__ import annotations

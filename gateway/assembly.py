@@ -118,11 +118,17 @@ def keep_what_is_there() -> None:
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
 
+# Engines that hang are found out by their silence, long before any request could tell.
+LONGEST_PREFILL_S = 3600.0
+UNSTALLED_S = 30 * 86400.0
+
+
 def http_settings(config: Config) -> HttpSettings:
     return HttpSettings(
         max_body_bytes=config.max_body,
         strict=config.strict,
         max_wait_s=config.max_wait or None,
+        stall_timeout_s=config.max_wait + LONGEST_PREFILL_S if config.max_wait else UNSTALLED_S,
         migration=config.migration,
         allow_origins=(config.cors_origin,) if config.cors_origin else (),
         metrics_auth=config.metrics_auth,

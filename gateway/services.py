@@ -56,7 +56,7 @@ class HttpSettings:
     body_timeout_s: float = 30.0  # for the whole body to arrive: 408 after it
     submit_timeout_s: float = 15.0  # for the engine to accept or refuse: 503 after it
     max_wait_s: float | None = 120.0  # in the engine's queue: 504 after it; None: as long as it takes
-    stall_timeout_s: float = 300.0  # without any output of an accepted request: 504 after it
+    stall_timeout_s: float = 3600.0  # without any output of a request, queue and prefill included: 504 after it
     migration: bool = True  # requests survive their engine
     migration_wait_s: float = 300.0  # for an engine to go on with a request whose engine died: 503 after it
     ping_s: float = 15.0  # between heart-beats of a stream; 0: none

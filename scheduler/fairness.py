@@ -35,7 +35,11 @@ class Shares:
 
     def of(self, tenant: int) -> int:
         """Its counter: the least is next."""
-        return self._served.get(tenant, 0) + self._pending.get(tenant, 0)
+        return self._known(tenant) + self._pending.get(tenant, 0)
+
+    def _known(self, tenant: int) -> int:
+        """What one has been served that has been lifted. Of whom nothing is kept, the most that anybody was."""
+        return self._served.get(tenant, self._last)
 
     def cost(self, seq: Sequence) -> int:
         """Of letting it in now. What was lost to a preemption is computed again for nothing."""
@@ -50,11 +54,11 @@ class Shares:
     def lift(self, tenant: int, least: int | None) -> None:
         """It waits from now on. least: the tenant that would be next. Its answers may turn out shorter: so what it was
         served is the measure, not what it is expected to be."""
-        level = self._last if least is None else self._served.get(least, 0)
+        level = self._last if least is None else self._known(least)
         self._set(tenant, max(self._served.get(tenant, 0), level))
 
     def admit(self, seq: Sequence) -> None:
-        served = self._served.get(seq.tenant, 0)
+        served = self._known(seq.tenant)
         self._last = max(self._last, served)
         self._set(seq.tenant, served + self._prompt(seq))
         seq.pending, seq.generated_before = self._answer(seq), seq.num_generated
@@ -63,7 +67,7 @@ class Shares:
     def settle(self, seq: Sequence) -> None:
         """It leaves its row."""
         generated = GENERATED_WEIGHT * (seq.num_generated - seq.generated_before)
-        self._set(seq.tenant, self._served.get(seq.tenant, 0) + generated)
+        self._set(seq.tenant, self._known(seq.tenant) + generated)
         # Nothing is kept of a tenant without any; so it may be none already, where prompts are only read.
         if pending := self._pending.pop(seq.tenant, 0) - seq.pending:
             self._pending[seq.tenant] = pending
@@ -94,7 +98,7 @@ class Lines:
             heapq.heappush(self._back, (seq.order, seq))
             return
         line = self._lines.get(seq.tenant)
-        if line is None:
+        if line is None or self._clean(line, returned=False) is None:
             first = self._first()
             self._shares.lift(seq.tenant, None if first is None else first.tenant)
             line = self._lines[seq.tenant] = []
@@ -146,6 +150,7 @@ class Lines:
         for line, returned in [(self._back, True), *((line, False) for line in self._lines.values())]:
             line[:] = [entry for entry in line if self._is_here(entry[1], returned)]
             heapq.heapify(line)
+        self._lines = {tenant: line for tenant, line in self._lines.items() if line}
 
     @property
     def num_entries(self) -> int:

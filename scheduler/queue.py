@@ -136,6 +136,9 @@ class WaitingQueue:
             self.num_parked -= 1
         most = 2 * len(self._tokens) + 64
         self._turns.keep(self._tokens, most if self._tokens else 0)
+        if len(self._deadlines) > most:  # each holds a whole sequence
+            self._deadlines = [entry for entry in self._deadlines if self._may_expire(entry[2])]
+            heapq.heapify(self._deadlines)
         if self._num_entries > most:
             for lines in self._ready.values():
                 lines.compact()
@@ -147,9 +150,12 @@ class WaitingQueue:
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now:
             seq = heapq.heappop(deadlines)[2]
-            if seq in self._tokens and seq.admitted is None and seq.deadline is not None:
+            if self._may_expire(seq):
                 late.append(seq)
         return late
+
+    def _may_expire(self, seq: Sequence) -> bool:
+        return seq in self._tokens and seq.admitted is None
 
     def check(self) -> None:
         if self.num_tokens != sum(self._tokens.values()):

@@ -21,7 +21,7 @@ from gateway.requests.convert import Job, usage
 from gateway.services import Services
 from gateway.timeline.engine_time import Visit, cut
 from gateway.timeline.laps import FIRST_TOKEN, Cause
-from scheduler.protocol import EngineStats, Output, Submit
+from scheduler.protocol import EngineStats, Output, Submit, WaitReason
 from scheduler.types import Rejected
 
 _log = logging.getLogger("headrace.generation")
@@ -60,6 +60,7 @@ class Generation:
         self.choices = [run.choice for run in self._runs.values()]
         self._last_run = next(iter(self._runs.values()))  # of those that have ended; at first, any
         self._submitted_at = 0.0  # when the first of them was
+        self._waits_for: WaitReason = "step"
         self._live: set[int] = set()  # in the engine, as far as is known here
         self._failed = False
         self._unfinished = "abort"  # what is counted of choices that come to no end of their own
@@ -105,6 +106,7 @@ class Generation:
             self._migration.cancel()
             self._abort(set(self._live), "failed")
             self._runs.clear()  # a request that was refused had no choices
+            self._exchange.prompt_tokens = 0  # and nothing of it was read
             raise
         if num_first < len(self._job.prompts) and not self._failed:
             self._feeder = asyncio.create_task(self._feed(num_first))
@@ -278,7 +280,7 @@ class Generation:
 
     def _finish(self, run: Run, seq_id: int) -> None:
         del self._runs[seq_id]
-        run.visit.others_after_s = self._others_prefill_s(run)
+        self._note_waits(run)
         self._last_run = run
         self._abort({seq_id} & self._live, "stop_string")
         self._freed.set()
@@ -327,6 +329,7 @@ class Generation:
         self._unfinished = "error" if cause in ("failed", "stalled") else "abort"
         self._stop_feeding()
         self._migration.cancel()
+        self._note_waits(self._going_on())
         self._abort(set(self._live), cause)
         self._exchange.laps.enter("slow_reader")
         self.mailbox.fail(error)
@@ -338,6 +341,7 @@ class Generation:
             self._stall_timer.cancel()
         self._stop_feeding()
         self._migration.cancel()
+        self._note_waits(self._going_on())
         self._abort(set(self._live), "client_closed")
         if self.generates:
             for _ in self._runs:
@@ -349,11 +353,19 @@ class Generation:
 
     def _causes(self, seconds: float) -> dict[Cause, float]:
         """Of the choice that ended last; of one that has not ended, while there are some."""
-        run = next(iter(self._runs.values()), self._last_run)
-        if self._runs:
-            run.visit.others_after_s = self._others_prefill_s(run)
-        stats = self._stats_of(run)
-        return cut(run.visit, self._submitted_at, seconds, "step" if stats is None else stats.waits_for)
+        run = self._going_on()
+        self._note_waits(run)
+        return cut((run or self._last_run).visit, self._submitted_at, seconds, self._waits_for)
+
+    def _going_on(self) -> Run | None:
+        """The first that has not ended."""
+        return next(iter(self._runs.values()), None)
+
+    def _note_waits(self, run: Run | None) -> None:
+        """What an engine tells of a choice it tells only while it has that."""
+        if run is not None and (stats := self._stats_of(run)) is not None:
+            run.visit.others_after_s = stats.others_prefill_s
+            self._waits_for = stats.waits_for
 
     def _stats_of(self, run: Run) -> EngineStats | None:
         return self._services.engine.stats_of(self._seq_ids[run.index])

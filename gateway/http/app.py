@@ -30,6 +30,7 @@ from gateway.http.lag import watch_lag
 from gateway.http.profile import TakeProfile
 from gateway.http.race import ClientGone
 from gateway.http.routes import Generate, Pages
+from gateway.http.sse import SendTimeout
 from gateway.http.unbuilt import unbuilt_path
 from gateway.http.unread import Inbound
 from gateway.messages.routes import CountTokens, prepare_messages
@@ -47,6 +48,7 @@ from gateway.timeline.store import timeline_of
 _log = logging.getLogger("headrace.http")
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 MIN_SENDING_S = 1e-6  # less is what floats make of one clock's differences
+CHUNK_BYTES = 64 << 10  # of a whole answer, for each of which a client has as long as for a piece of a stream
 OPENAI_VERSION = b"2020-10-01"  # of the API whose shapes are spoken
 
 
@@ -168,18 +170,33 @@ class Edge:
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     (b"openai-version", OPENAI_VERSION),
                 ]
-            if times is None or message["type"] != "http.response.body" or message.get("more_body", False):
+                return await self._send_in_time(message, send, exchange)
+            if message["type"] != "http.response.body" or message.get("more_body", False):
                 return await send(message)
-            times.ending()
-            await send(message)
-            exchange.laps.end(self._services.clock() - times.idle_s())
+            if times is not None:
+                times.ending()
+            await self._send_in_time(message, send, exchange)
+            if times is not None:
+                exchange.laps.end(self._services.clock() - times.idle_s())
             return None
 
         return stamped
 
+    async def _send_in_time(self, message: Message, send: Send, exchange: Exchange) -> None:
+        """Raises SendTimeout: a whole answer has a bound for its length, as streams have one for each piece."""
+        size = len(message.get("body", b""))
+        try:
+            async with asyncio.timeout(self._services.settings.send_timeout_s * (1 + size // CHUNK_BYTES) or None):
+                await send(message)
+        except TimeoutError:
+            exchange.outcome = faults.outcome(faults.slow_reader(size))  # whatever was to be sent
+            raise SendTimeout from None
+
     async def _guard(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             await self._app(scope, receive, send)
+        except SendTimeout:
+            pass  # the server closes the connection of an answer that has no end
         except Exception:
             _log.exception("request %s failed", exchange.request_id)
             error = faults.internal(exchange.request_id)

@@ -7,6 +7,7 @@ socket open all the while: a burst of short connections would hold one descripto
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from starlette.types import Scope
 from gateway.http.direct import KEY, ChunkedLine
 from gateway.http.stamps import StampedSocket
 
+LAST_BYTES_S = 30.0  # for a client to take what is left of an answer when its connection is closed
 TIMES = "headrace.times"  # in the state of a connection
 
 
@@ -89,6 +91,7 @@ def times_of(scope: Scope) -> Times | None:
 
 class Connection(TCPServer):
     _left = False
+    _cut: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -114,6 +117,23 @@ class Connection(TCPServer):
         await super()._read_data()
         self._left = True
         await self.idle_task.stop()
+
+    async def _close(self) -> None:
+        """Without a bound it would wait for a client that takes nothing."""
+        self._cut_later()
+        try:
+            await super()._close()
+        finally:
+            if self._cut is not None:
+                self._cut.cancel()
+
+    async def _initiate_server_close(self) -> None:
+        self._cut_later()
+        await super()._initiate_server_close()
+
+    def _cut_later(self) -> None:
+        if self._cut is None:
+            self._cut = self.loop.call_later(LAST_BYTES_S, self.writer.transport.abort)
 
     async def _idle_timeout(self) -> None:
         """Also begun by an answer that is complete only after its client has left."""

@@ -208,7 +208,9 @@ class Accounts:
 
     def charge(self, gateway: int, spent: list[Spent], now: float) -> None:
         for each in spent:
-            self.of(each.client, each.limits, now).charge(gateway, each, now)
+            # Another gateway may know of a change of the limits later, or earlier.
+            account = self._accounts.get(each.client) or self.of(each.client, each.limits, now)
+            account.charge(gateway, each, now)
 
     def lose(self, gateway: int) -> None:
         for account in self._accounts.values():

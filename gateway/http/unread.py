@@ -20,6 +20,7 @@ LEFT_S = 1.0  # in which they come
 CLOSE = (b"connection", b"close")
 
 Headers = list[tuple[bytes, bytes]]
+_discarding: set[asyncio.Task[None]] = set()  # the loop itself does not hold them
 
 
 class Inbound:
@@ -42,6 +43,8 @@ class Inbound:
         must_close = self._says_close and len(kept) < len(given)
         if not self._is_whole and not must_close:
             await self._read_left()
+        if not self._is_whole:
+            self._discard_left()
         return [*kept, CLOSE] if must_close or (self._says_close and not self._is_whole) else kept
 
     async def _read_left(self) -> None:
@@ -50,6 +53,18 @@ class Inbound:
             async with asyncio.timeout(LEFT_S):
                 while not self._is_whole and size <= LEFT_BYTES:
                     size += len((await self.receive()).get("body", b""))
+
+    def _discard_left(self) -> None:
+        """Until the answer ends, and the connection with it. Hypercorn holds few pieces of a body that nobody takes,
+        and would wait for room before it could tell of that end."""
+
+        async def discard() -> None:
+            while not self._is_whole:
+                await self.receive()
+
+        task = asyncio.create_task(discard(), name="discard")
+        _discarding.add(task)
+        task.add_done_callback(_discarding.discard)
 
 
 def announces_body(scope: Scope) -> bool:

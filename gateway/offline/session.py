@@ -13,7 +13,7 @@ from gateway.answers.choice import Delta
 from gateway.answers.generation import Generation
 from gateway.answers.mailbox import Mailbox
 from gateway.answers.parts import Text
-from gateway.assembly import engine_for, http_settings
+from gateway.assembly import UNSTALLED_S, engine_for, http_settings
 from gateway.config import Config
 from gateway.engines.replicas import Replicas
 from gateway.engines.vocabulary import vocabulary_of
@@ -40,7 +40,6 @@ RETRY_S = 1.0
 POLL_S = 0.05
 RESTART_S = 120.0
 SUBMIT_S = 60.0
-UNSTALLED_S = 30 * 86400.0  # an engine that hangs is found out by its silence
 FATAL = frozenset({"engine_unavailable", "closed"})  # what comes after would fail the same way
 
 

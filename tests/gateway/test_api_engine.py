@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from gateway.assembly import http_settings
+from gateway.config import load_config
 from gateway.engines.client import EngineUnavailable
 from gateway.http.app import create_app
-from gateway.services import Services
 from scheduler.types import Rejected
 from tests.fixtures.fakes import (
     DEADLINE_S,
@@ -18,6 +19,7 @@ from tests.fixtures.fakes import (
     Connection,
     FakeEngine,
     Script,
+    counted,
     events,
     post,
     toy_app,
@@ -30,10 +32,6 @@ COMPLETIONS = "/v1/completions"
 
 def chat(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
-
-
-def counted(services: Services, name: str, **labels: str) -> float:
-    return services.metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
 
 
 def error_of(connection: Connection) -> dict[str, Any]:
@@ -137,6 +135,12 @@ async def test_an_engine_that_falls_silent() -> None:
     connection = await ended(post(create_app(services), CHAT, chat()))
     assert (connection.status, error_of(connection)["code"]) == (504, "stalled")
     assert counted(services, "aborts_total", cause="stalled") == 1
+
+
+@pytest.mark.parametrize("max_wait", ["0", "300", "86400"])
+def test_no_request_is_given_up_while_it_may_wait(max_wait: str) -> None:
+    settings = http_settings(load_config({"max_wait": max_wait}))
+    assert settings.stall_timeout_s >= (settings.max_wait_s or 7 * 86400) + 3600
 
 
 async def test_an_output_that_makes_no_sense_fails_its_request_only(caplog: pytest.LogCaptureFixture) -> None:

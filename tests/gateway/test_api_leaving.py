@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.http.app import create_app
-from gateway.services import Services
-from tests.fixtures.fakes import MODEL, Connection, FakeEngine, Script, events, post, toy_app, toy_services
+from tests.fixtures.fakes import MODEL, Connection, FakeEngine, Script, counted, events, post, toy_app, toy_services
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -15,10 +14,6 @@ JSON = {"content-type": "application/json"}
 
 def chat(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
-
-
-def counted(services: Services, name: str, **labels: str) -> float:
-    return services.metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +123,19 @@ async def test_a_reader_that_takes_nothing_any_more() -> None:
     await connection.end()
     assert engine.aborted == engine.submitted[0].seq_ids
     assert counted(services, "requests_total", endpoint="chat", outcome="slow_reader") == 1
+
+
+async def test_a_whole_answer_that_nobody_takes() -> None:
+    engine = FakeEngine(automatic=False)
+    services = toy_services(engine, send_timeout_s=0.001)
+    connection = post(create_app(services), CHAT, chat())
+    await engine.until(lambda: bool(engine.playing))
+    connection.reading.clear()
+    while engine.playing:
+        engine.step()
+    await connection.end()
+    assert counted(services, "requests_total", endpoint="chat", outcome="slow_reader") == 1
+    assert services.drain.open_requests == 0
 
 
 async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.http import connections
 from tests.fixtures.fakes import MODEL, FakeEngine, Script, client_of, events, toy_ready, toy_services
-from tests.fixtures.wires import connected, serving
+from tests.fixtures.wires import at_rest, connected, rested, serving
 
 PATHS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
@@ -149,3 +150,20 @@ async def test_who_reads_nothing_is_ended() -> None:
         assert engine.aborted
         body = unchunked((await client.until(b"\r\n0\r\n\r\n")).partition(b"\r\n\r\n")[2])
     assert events(body)[-1]["error"]["code"] == "slow_reader"
+
+
+async def test_a_connection_ends_though_its_client_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LAST_BYTES_S", 0.01)
+    script = Script([[120] * 10_000] * 60)
+    engine = FakeEngine(script=lambda submit, choice: script, automatic=False, ready=toy_ready(max_model_len=1 << 20))
+    services = toy_services(engine, send_timeout_s=0.05)
+    async with serving(services, send_buffer=4096) as address:
+        rest = await at_rest(address)
+        async with connected(address, receive_buffer=4096) as client:
+            await client.send(asked("/v1/completions", max_tokens=1_000_000))
+            await engine.until(lambda: bool(engine.playing))
+            while engine.playing:
+                engine.step()
+                await asyncio.sleep(0)
+            await rested(rest)
+            assert not (await client.rest()).endswith(b"\r\n0\r\n\r\n")

@@ -20,7 +20,7 @@ from gateway.http.keys import Keys
 from gateway.http.ratelimit import RateLimits
 from gateway.services import Services
 from scheduler.types import Rejected
-from tests.fixtures.fakes import MODEL, Clock, Connection, FakeEngine, Script, client_of, post, toy_services
+from tests.fixtures.fakes import MODEL, Clock, Connection, FakeEngine, Script, client_of, counted, post, toy_services
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT = {"model": MODEL, "messages": MESSAGES}  # 5 tokens, and 6 of answer: Hello and its end
@@ -293,11 +293,14 @@ async def test_a_stream_is_charged_while_it_runs(guarded: Guarded) -> None:
 
 async def test_what_the_engine_refuses_costs_no_tokens(guarded: Guarded) -> None:
     engine = FakeEngine(refusal=lambda submit: Rejected("queue_full", "The queue is full.", 2.0))
-    async with client_of(guarded("sk-one rpm=10 tpm=10", engine=engine)) as client:
+    services = guarded("sk-one name=team rpm=10 tpm=10", engine=engine)
+    async with client_of(services) as client:
         for left in ("9", "8"):
             answer = await client.post("/v1/chat/completions", json=CHAT, headers=RIGHT)
             assert answer.json()["error"]["code"] == "queue_full"
             assert answer.headers["x-ratelimit-remaining-requests"] == left
+    assert counted(services, "tenant_requests_total", key="team") == 2
+    assert counted(services, "tenant_prompt_tokens_total", key="team") == 0
 
 
 async def test_who_leaves_pays_for_the_prompt(guarded: Guarded) -> None:

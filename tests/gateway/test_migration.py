@@ -13,7 +13,7 @@ from gateway.engines.client import EngineUnavailable
 from gateway.http.app import create_app
 from gateway.services import Services
 from scheduler.types import Rejected
-from tests.fixtures.fakes import DEADLINE_S, MODEL, Connection, FakeEngine, Script, events, post, toy_services
+from tests.fixtures.fakes import DEADLINE_S, MODEL, Connection, FakeEngine, Script, counted, events, post, toy_services
 
 COMPLETIONS, CHAT, MESSAGES, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"
 HI = [{"role": "user", "content": "hi"}]
@@ -31,10 +31,6 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "messages": (MESSAGES, TEXT, {"messages": HI, "max_tokens": 99}),
     "responses": (RESPONSES, TEXT, {"input": "hi"}),
 }
-
-
-def counted(services: Services, name: str, **labels: str) -> float:
-    return services.metrics.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
 
 
 def speaker(text: str) -> FakeEngine:

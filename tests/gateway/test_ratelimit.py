@@ -256,3 +256,13 @@ def test_an_account_that_others_count_open_requests_of_is_not_forgotten() -> Non
     here.of(b"another", limits, NOW)  # forgets the blank ones
     exchanged(gateways, NOW)
     visit(there.of(b"key", limits, NOW))
+
+
+def test_a_gateway_that_does_not_know_new_limits_yet_takes_nothing_back() -> None:
+    old, new, client = RateLimits(rpm=10), RateLimits(rpm=5), b"key"
+    here, there = Accounts(), Accounts()
+    visit(here.of(client, old, NOW))
+    visit(there.of(client, new, NOW))
+    visit(there.of(client, new, NOW))
+    exchanged([here, there], NOW)
+    assert there.of(client, new, NOW).headers(NOW)["x-ratelimit-remaining-requests"] == "2"

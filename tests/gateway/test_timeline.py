@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.http.app import create_app
 from gateway.http.exchange import Exchange
 from gateway.http.keys import Keys
 from gateway.timeline.engine_time import Visit, cut
 from gateway.timeline.laps import Laps, lap, timed_by
 from gateway.timeline.store import Timelines, timeline_of
 from scheduler.plan import Delays
-from scheduler.protocol import FirstToken
-from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_services
+from scheduler.protocol import EngineStats, FirstToken
+from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_services
 
 
 class Clock:
@@ -177,6 +178,21 @@ async def test_one_under_way_has_one_too() -> None:
             engine.step()
             await asyncio.sleep(0)
         assert (await timeline(client, "under-way")).json()["outcome"] == "stop"
+
+
+async def test_what_an_engine_tells_of_a_request_is_known_when_that_has_left() -> None:
+    """A router asks the engine that has the request, and none has it in the end."""
+    engine = FakeEngine(automatic=False)
+    stats = EngineStats(1, 1, 10, 100, 0, 100, 0, 0, 0, 0, 0, 0, "blocks")
+    engine.stats_of = lambda seq_id: None if seq_id in engine.aborted else stats  # type: ignore[method-assign]
+    services = toy_services(engine)
+    connection = post(create_app(services), "/v1/chat/completions", ASKED, **{"x-request-id": "left"})
+    await engine.until(lambda: bool(engine.submitted))
+    connection.leave()
+    await connection.end()
+    told = services.timelines.find("left", None, 0.0)
+    assert engine.aborted and told is not None and told.outcome == "client_closed"
+    assert [spent.cause for spent in told.causes if spent.cause.startswith("waiting")] == ["waiting_blocks"]
 
 
 async def test_nothing_is_known_of_other_requests() -> None:

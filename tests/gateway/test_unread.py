@@ -2,6 +2,7 @@
 has said that there will be none."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import httpx
@@ -11,7 +12,7 @@ from gateway.http import unread
 from gateway.http.keys import Keys
 from gateway.services import Services
 from tests.fixtures.fakes import MODEL, toy_services
-from tests.fixtures.wires import Client, connected, serving
+from tests.fixtures.wires import Client, at_rest, connected, rested, serving
 
 BODY = json.dumps({"model": MODEL, "prompt": "hi"}).encode()
 KEY = "authorization: Bearer sk-one\r\n"
@@ -96,3 +97,23 @@ async def test_over_http_2_no_answer_speaks_of_connections(services: Services) -
         ):
             answer = await client.post(url, json=body, headers=headers)
             assert (answer.http_version, answer.status_code) == ("HTTP/2", status)
+
+
+@pytest.mark.parametrize("size", [1000, 5957, 20_000])
+@pytest.mark.parametrize("key", ["", KEY])
+async def test_of_a_refused_body_in_pieces_nothing_is_left(services: Services, size: int, key: str) -> None:
+    """Hypercorn holds ten pieces, and what comes after them waits."""
+    chunk = f"{size:x}\r\n".encode() + b" " * size + b"\r\n"
+    said = head(more=key).replace(f"content-length: {len(BODY)}".encode(), b"transfer-encoding: chunked")
+    async with serving(services) as address:
+        rest = await at_rest(address)
+        for turn in range(12):
+            async with connected(address) as client:
+                await client.send(said)
+                with suppress(ConnectionError):  # once it has answered, it takes no more
+                    for _ in range(turn + 200_000 // size):
+                        await client.send(chunk)
+                    found, headers, _ = await answered(client)
+                    assert found == (413 if key else 401) and headers["connection"] == "close"
+        await rested(rest)
+        assert services.drain.open_requests == 0

@@ -10,7 +10,7 @@ from scheduler.fairness import GENERATED_WEIGHT, MAX_TENANTS, Shares
 from scheduler.plan import Delays, Event
 from scheduler.queue import WaitingQueue
 from scheduler.simulate import CostModel, Request, Simulation
-from scheduler.types import Limits, SamplingParams, Sequence
+from scheduler.types import Limits, Phase, SamplingParams, Sequence
 
 Sim = Callable[..., Simulation]
 Ask = Callable[..., Request]
@@ -89,6 +89,38 @@ def test_nor_while_nobody_waits(queue: WaitingQueue) -> None:
     assert drain(queue)[:4] == [6, 7, 10, 8]
 
 
+def test_nor_by_giving_up(queue: WaitingQueue) -> None:
+    """What was given up is forgotten while its tenant's counter is above the other's."""
+    orders = iter(range(1, 10_000))
+
+    def let_in_next() -> Sequence:
+        head = queue.head()
+        assert head is not None
+        let_in(queue, head)
+        return head
+
+    push(queue, *[sequence(next(orders), tenant=7) for _ in range(100)])
+    large, given_up = sequence(next(orders), 9, num_tokens=5000), sequence(next(orders), 9)
+    push(queue, large, given_up)
+    while let_in_next() is not large:
+        pass
+    for _ in range(3):
+        let_in_next()
+    queue.remove(given_up)
+    given_up.phase = Phase.FINISHED
+    for _ in range(190):  # until there are few entries, and those that are gone are dropped
+        if len(queue) > 1:
+            let_in_next()
+        else:
+            push(queue, sequence(next(orders), tenant=7))
+    for _ in range(600):
+        push(queue, sequence(next(orders), tenant=7))
+        let_in_next()
+    push(queue, *[sequence(next(orders), tenant=tenant) for tenant in (7, 9) for _ in range(8)])
+    turns = [let_in_next().tenant for _ in range(8)]
+    assert 3 <= turns.count(7) <= 5
+
+
 def test_an_answer_that_was_shorter_than_expected_is_given_back(queue: WaitingQueue) -> None:
     first, other = sequence(1, tenant=7, max_tokens=100), sequence(2, tenant=9, max_tokens=10)
     push(queue, first, other, sequence(3, tenant=9), sequence(4, tenant=7))
@@ -145,6 +177,15 @@ def test_counters_of_those_who_came_last_are_kept() -> None:
         shares.admit(sequence(tenant, tenant))
     assert [shares.of(tenant) for tenant in (1, 9, 10, MAX_TENANTS)] == [0, 0, 10, 10]
     assert len(shares._served) == MAX_TENANTS
+
+
+def test_whoever_is_forgotten_is_not_put_before_others() -> None:
+    shares = Shares(lambda seq: 0.0)
+    shares.admit(sequence(1, 1, num_tokens=500))
+    for order in range(2, MAX_TENANTS + 10):
+        shares.lift(order, None)
+        shares.admit(sequence(order, 2, num_tokens=100) if order < 9 else sequence(order, order))
+    assert shares.of(1) == shares._last > 500
 
 
 # in the simulator

@@ -53,14 +53,15 @@ def test_it_counts_the_tokens_as_they_were_when_they_came() -> None:
 
 def test_removed_entries_do_not_pile_up() -> None:
     queue = WaitingQueue()
-    stays = sequence(0)
+    stays = sequence(0, deadline=1e9)
     queue.push(stays)
     for order in range(1, 1000):
-        seq = sequence(order)
+        seq = sequence(order, deadline=1e9)
         queue.push(seq)
         queue.remove(seq)
     [lines] = queue._ready.values()
-    assert max(lines.num_entries, len(lines._next), len(queue._turns._heap)) < 200
+    assert max(lines.num_entries, len(lines._next), len(queue._turns._heap), len(queue._deadlines)) < 200
+    assert queue.expired(2e9) == [stays]
     assert drain(queue) == [0]
 
 
