@@ -155,7 +155,7 @@ class WaitingQueue:
         return late
 
     def _may_expire(self, seq: Sequence) -> bool:
-        return seq in self._tokens and seq.admitted is None
+        return seq in self._tokens and seq.admitted is None and seq.deadline is not None
 
     def check(self) -> None:
         if self.num_tokens != sum(self._tokens.values()):
