@@ -93,7 +93,7 @@ class _Passage:
             self._writer.write(data)
 
     async def _ask(self, receive: Receive) -> None:
-        """The body; then, if the client leaves, the end of it all."""
+        """The body; then, if the client leaves, the end of it all. Who takes no more of a body may have answered."""
         with suppress(h11.LocalProtocolError, OSError):
             while (message := await receive())["type"] != "http.disconnect":
                 if self._http.our_state is not h11.SEND_BODY:
@@ -103,8 +103,8 @@ class _Passage:
                     await self._writer.drain()
                 if not message.get("more_body", False):
                     self._write(h11.EndOfMessage())
-        self._has_left = True
-        self._writer.transport.abort()
+            self._has_left = True
+            self._writer.transport.abort()
 
     async def _answer(self) -> None:
         while True:

@@ -196,6 +196,25 @@ async def test_who_leaves_is_gone_for_the_first_gateway_too(tmp_path: Path) -> N
             await passing
 
 
+async def test_a_first_gateway_that_goes_while_a_body_comes_is_no_client_that_left(tmp_path: Path) -> None:
+    async def go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            yield b"x" * 100_000
+
+    async with (
+        await asyncio.start_unix_server(go, tmp_path / "http.sock"),
+        client(
+            Relay(own, tmp_path / "http.sock")  # type: ignore[arg-type]
+        ) as http,
+    ):
+        answer = await http.post("/v1/responses", content=body())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
+
+
 async def test_without_a_first_gateway_that_is_told(tmp_path: Path) -> None:
     async with client(Relay(own, tmp_path / "nothing.sock")) as http:  # type: ignore[arg-type]
         answer = await http.get("/metrics")
