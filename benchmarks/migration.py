@@ -1,7 +1,7 @@
 """Kills the engine under answers and compares them with those of an undisturbed run; reports how long they paused.
 
     python -m benchmarks.migration                       every tenth token of 200, each kind of answer: half an hour
-    python -m benchmarks.migration --every 50 --kinds greedy,stop
+    python -m benchmarks.migration --every 50 --kinds greedy,stop --replicas 2
     python -m benchmarks.migration --streams 64 --period 5 --seconds 60      a crowd, killed every five seconds
 
 The default model on this machine, in float32 unless --dtype says otherwise. Prints a table, and one line of JSON last.
@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.gateway_cost import cpu_s
 from tests.fixtures.server import MODEL, RunningServer, eventually, serving
 
 STORY = "Once upon a time there was a"
@@ -37,6 +38,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 LIMIT_S = 600.0
+POLL_S = 0.2
 Body = dict[str, Any]
 
 
@@ -87,8 +89,18 @@ async def ask(client: httpx.AsyncClient, body: Body, watch: Callable[[Seen], Non
     return seen
 
 
-def kill(server: RunningServer) -> None:
-    os.kill(server.engine_pid(), signal.SIGKILL)
+class Killer:
+    """Of the engine that has worked most since then."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._before = {pid: cpu_s(pid) for pid in server.engine_pids()}
+
+    def kill(self) -> None:
+        os.kill(max(self._before, key=lambda pid: cpu_s(pid) - self._before[pid]), signal.SIGKILL)
+
+
+def all_up(server: RunningServer, options: argparse.Namespace) -> bool:
+    return server.get("/ready").status_code == 200 and server.metrics()["engine_up"] == options.replicas
 
 
 async def bodies_of(client: httpx.AsyncClient, num_tokens: int) -> dict[str, Body]:
@@ -113,12 +125,12 @@ async def bodies_of(client: httpx.AsyncClient, num_tokens: int) -> dict[str, Bod
 
 
 def killer(server: RunningServer, at: int, num_choices: int) -> Callable[[Seen], None]:
-    left = [at * num_choices]
+    left, victim = [at * num_choices], Killer(server)
 
     def watch(seen: Seen) -> None:
         if left and seen.num_tokens >= left[0]:
             left.clear()
-            kill(server)
+            victim.kill()
 
     return watch
 
@@ -154,7 +166,7 @@ async def sweep(server: RunningServer, client: httpx.AsyncClient, options: argpa
         for at in range(options.every, options.tokens, options.every):
             seen = await ask(client, body, killer(server, at, body.get("n", 1)))
             tally.add(f"{kind} at {at}", seen, calm)
-            await asyncio.to_thread(eventually, lambda: server.get("/ready").status_code == 200, "the engine is back")
+            await asyncio.to_thread(eventually, lambda: all_up(server, options), "the engine is back")
         print(tally.row(kind), flush=True)
     return tallies
 
@@ -169,9 +181,13 @@ async def crowd(server: RunningServer, client: httpx.AsyncClient, options: argpa
     asking = asyncio.gather(*(ask(client, body) for body in bodies))
     ends = time.monotonic() + options.seconds
     while time.monotonic() < ends and not asking.done():
+        if not await asyncio.to_thread(all_up, server, options):
+            await asyncio.sleep(POLL_S)
+            continue
+        victim = Killer(server)
         await asyncio.sleep(options.period)
-        if not asking.done() and (await client.get("/ready")).status_code == 200:
-            kill(server)
+        if not asking.done():
+            victim.kill()
     tally = Tally()
     for number, (seen, one) in enumerate(zip(await asking, calm, strict=True)):
         tally.add(f"stream {number}", seen, one)
@@ -187,6 +203,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=0, help="so many at a time, instead of one of each kind")
     parser.add_argument("--period", type=float, default=5.0, help="seconds between kills of a crowd")
     parser.add_argument("--seconds", type=float, default=60.0, help="in which a crowd's engine is killed")
+    parser.add_argument("--replicas", type=int, default=1, help="engines, of which the one that works is killed")
     parser.add_argument("--dtype", default="float32")
     return parser.parse_args()
 
@@ -200,10 +217,11 @@ async def run(server: RunningServer, options: argparse.Namespace) -> dict[str, T
 def main() -> int:
     options = arguments()
     print("| answers | equal | pauses | p50 s | p99 s |\n|---|---|---|---|---|", flush=True)
+    flags = ("--dtype", options.dtype, "--replicas", str(options.replicas))
     # Its engine is started again after half a second each time; by itself a server waits longer from death to death.
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), "--dtype", options.dtype, module="tests.fixtures.fragile") as server,
+        serving(Path(folder), *flags, module="tests.fixtures.fragile") as server,
     ):
         tallies = asyncio.run(run(server, options))
         metrics = server.metrics()
