@@ -74,8 +74,8 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """With an engine that has work. Its pulse comes once a second also while it computes, so a long step is no silence;
-    a step itself is given the multiple of what those before it make one expect."""
+    """With an engine that has work, of whichever gateway. Its pulse comes once a second also while it computes, so a
+    long step is no silence; a step itself is given the multiple of what those before it make one expect."""
 
     silence_s: float = 6.0  # a period without a word; the second in a row, with the same work open, is the end
     least_s: float = 60.0  # for what the step loop is at
@@ -309,28 +309,37 @@ class SocketEngine:
     async def _messages(self, reader: asyncio.StreamReader) -> AsyncIterator[FromEngine]:
         splitter = FrameSplitter()
         open_before: frozenset[int] = frozenset()  # when a period of silence ended
+        was_counted = False  # then, work of whichever gateway
         while True:
             try:
                 async with asyncio.timeout(self._patience.silence_s):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                self._check_silence(open_before)
-                open_before = frozenset(self._sinks)
+                self._check_silence(open_before, was_counted)
+                open_before, was_counted = frozenset(self._sinks), self._num_counted > 0
                 continue
             if not data:
                 return
-            open_before = frozenset()
+            open_before, was_counted = frozenset(), False
             for body in splitter.feed(data):
                 yield from_engine_decoder.decode(body)
 
-    def _check_silence(self, open_before: frozenset[int]) -> None:
-        """A whole period passed without a frame. These were open before it began."""
-        if not open_before.isdisjoint(self._sinks):
+    @property
+    def _num_counted(self) -> int:
+        """Sequences of all gateways that it had when it last counted."""
+        stats = self._stats
+        return 0 if stats is None else stats.running + stats.waiting + stats.compiling
+
+    def _check_silence(self, open_before: frozenset[int], was_counted: bool) -> None:
+        """A whole period passed without a frame. These were open before it began; was_counted: others may have been."""
+        if was_counted or not open_before.isdisjoint(self._sinks):
             raise EngineFailed("hung", f"the engine has work and said nothing for {2 * self._patience.silence_s:g} s")
 
     def _check_progress(self, pulse: Pulse) -> None:
+        """An engine says how long something should take only of a step, so then it has work, whoever's."""
         limit_s = self._patience.for_step_s(pulse.predicted_s)
-        if self._sinks and pulse.seconds > limit_s:
+        has_work = self._sinks or self._num_counted or pulse.predicted_s is not None
+        if has_work and pulse.seconds > limit_s:
             raise EngineFailed("hung", f"the engine has been at one step for more than {limit_s:g} s")
 
     def _handle(self, message: FromEngine, listener: Listener) -> None:

@@ -4,11 +4,13 @@ import asyncio
 from contextlib import suppress
 from typing import cast
 
+import msgspec
 import pytest
 
+from gateway.engine_metrics import NO_STATS
 from gateway.engines.client import EngineUnavailable
 from gateway.engines.socket import EngineFailed, Listener, Patience, SocketEngine
-from scheduler.protocol import Accepted, EngineConfig, Fatal, Snapshot, Submit, encode_frame
+from scheduler.protocol import Accepted, EngineConfig, Fatal, Outputs, Pulse, Snapshot, Submit, encode_frame
 from scheduler.types import Rejected, SamplingParams
 from tests.fixtures.engines import PATIENCE_S, Changes, RecordingObserver, RecordingSink, World, started, world
 from tests.fixtures.fake_engine import Order, ready
@@ -232,6 +234,57 @@ async def test_a_step_that_takes_many_times_what_it_should_is_given_up(at_it_ms:
         await sink.failed()
 
 
+def counted(**numbers: int) -> bytes:
+    return encode_frame(Outputs([], [], msgspec.structs.replace(NO_STATS, **numbers)))
+
+
+async def heard(*frames: bytes, patience: Patience) -> EngineFailed | None:
+    """What a gateway without work of its own makes of an engine that says this and then nothing, for three periods."""
+    engine = SocketEngine(RecordingObserver(), patience=patience)
+    reader, writer, listener = asyncio.StreamReader(), UnconnectedWriter(), Listener(print, print)
+    reader.feed_data(encode_frame(READY) + b"".join(frames))
+    conversation = asyncio.create_task(engine.converse(reader, cast(asyncio.StreamWriter, writer), listener))
+    periods, check = Changes(), engine._check_silence
+    num_periods = 0
+
+    def count(open_before: frozenset[int], was_counted: bool) -> None:
+        nonlocal num_periods
+        num_periods += 1
+        periods.note()
+        check(open_before, was_counted)
+
+    engine._check_silence = count  # type: ignore[method-assign]
+    conversation.add_done_callback(lambda done: periods.note())
+    await periods.until(lambda: conversation.done() or num_periods == 3)
+    conversation.cancel()
+    (ended,) = await asyncio.gather(conversation, return_exceptions=True)
+    return ended if isinstance(ended, EngineFailed) else None
+
+
+@pytest.mark.parametrize("kind", ["running", "waiting", "compiling"])
+async def test_an_engine_is_given_up_for_other_gateways_too(kind: str) -> None:
+    busy = counted(**{kind: 1})
+    brief = Patience(silence_s=0.005)
+    for told in ((busy,), (busy, encode_frame(Pulse(59.0, 1.0)))):
+        silent = await heard(*told, patience=brief)
+        assert silent is not None and silent.kind == "hung" and "said nothing" in silent.message
+    for pulse in (Pulse(61.0, 1.0), Pulse(181.0, None)):
+        stuck = await heard(busy, encode_frame(pulse), patience=brief)
+        assert stuck is not None and "at one step" in stuck.message
+
+
+async def test_a_step_that_no_count_tells_of_yet_is_work_of_other_gateways() -> None:
+    """The first after an idle time: counts come with the ends of steps."""
+    stuck = await heard(counted(), encode_frame(Pulse(61.0, 1.0)), patience=Patience(silence_s=0.005))
+    assert stuck is not None and stuck.kind == "hung"
+
+
+@pytest.mark.parametrize("last", [counted(), counted(blocks_cached=3, steps=9)])
+async def test_an_engine_whose_work_has_ended_may_be_silent(last: bytes) -> None:
+    brief = Patience(silence_s=0.005)
+    assert await heard(counted(running=1), last, encode_frame(Pulse(181.0, None)), patience=brief) is None
+
+
 async def test_who_waits_for_an_engine_hears_of_the_next_one() -> None:
     async with started() as world:
         await world.engine.available()
@@ -260,8 +313,8 @@ async def test_an_idle_engine_may_be_silent() -> None:
         seen: list[frozenset[int]] = []
         check = engine._check_silence
 
-        def count(open_before: frozenset[int]) -> None:
-            check(open_before)
+        def count(open_before: frozenset[int], was_counted: bool) -> None:
+            check(open_before, was_counted)
             seen.append(open_before)
             silences.note()
 
