@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.engines.handles import EngineHandle, EngineLauncher
+from gateway.engines.handles import EngineHandle, EngineLauncher, Streams
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
 from gateway.siblings.messages import engine_socket
@@ -217,8 +217,7 @@ class Supervisor:
         process = await self._launcher.start(self._folder / f"engine-{self._number}-{self._num_starts}.sock")
         self._process = process
         try:
-            reader, writer = await process.connect()
-            process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
+            reader, writer = await self._reach(process)
             listener = Listener(self._on_progress, self._note_ready)
             await self._engine.converse(reader, writer, listener)
         except EngineFailed as failure:
@@ -231,6 +230,20 @@ class Supervisor:
             self._explain(process)
             await process.stop()
             self._process = None
+
+    async def _reach(self, process: EngineHandle) -> Streams:
+        """Raises EngineFailed, also where this machine is short of file descriptors or room on its disk: that passes,
+        and the next start may do better."""
+        try:
+            reader, writer = await process.connect()
+            try:
+                process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
+            except OSError:
+                writer.transport.abort()
+                raise
+        except OSError as error:
+            raise EngineFailed("internal", f"the engine cannot be reached: {error}") from error
+        return reader, writer
 
     def _explain(self, process: EngineHandle) -> None:
         death = self._engine.death

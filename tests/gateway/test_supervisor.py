@@ -1,13 +1,16 @@
 """Starting, watching, restarting and stopping engines that are real processes."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.engines import process as engine_process
 from gateway.engines.client import EngineUnavailable
+from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, SocketEngine
 from gateway.engines.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
 from scheduler.protocol import EngineConfig, Progress, Vocabulary
@@ -89,6 +92,26 @@ async def test_the_cause_of_a_death_is_logged(caplog: pytest.LogCaptureFixture) 
     async with started() as each:
         await die(each)
     assert "the engine ended with code 3: RuntimeError: told to die" in caplog.messages
+
+
+@pytest.mark.parametrize("step", ["connect", "lead_to"])
+async def test_a_restart_for_which_the_machine_lacks_something_is_tried_again(
+    step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started() as each:
+        lacking = [OSError(errno.EMFILE, "Too many open files")] * 2
+        real = getattr(EngineProcess, step)
+
+        def lacks(*args: Any) -> Any:
+            if lacking:
+                raise lacking.pop()
+            return real(*args)
+
+        monkeypatch.setattr(EngineProcess, step, lacks)
+        await die(each)
+        await up_again(each)
+        assert len(each.time.slept) == 3
+    assert "the engine cannot be reached: [Errno 24] Too many open files" in caplog.messages
 
 
 async def test_failing_restarts_wait_twice_as_long_each_up_to_a_limit(tmp_path: Path) -> None:
