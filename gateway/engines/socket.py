@@ -388,7 +388,7 @@ class SocketEngine:
             sink = self._sinks.get(output.seq_id)
             if sink is None:  # aborted
                 continue
-            if output.first is not None:
+            if self._unread:  # not by `first`, which does not come again for what was submitted with what it had
                 self._note_read(output.seq_id)
             sink.deliver(output)
             if output.finish is not None:

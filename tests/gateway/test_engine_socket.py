@@ -10,7 +10,22 @@ import pytest
 from gateway.engine_metrics import NO_STATS
 from gateway.engines.client import EngineUnavailable
 from gateway.engines.socket import EngineFailed, Listener, Patience, SocketEngine
-from scheduler.protocol import Accepted, EngineConfig, Fatal, Outputs, Pulse, Snapshot, Submit, encode_frame
+from scheduler.protocol import (
+    Abort,
+    Accepted,
+    EngineConfig,
+    Fatal,
+    FirstToken,
+    FrameSplitter,
+    FromEngine,
+    Output,
+    Outputs,
+    Pulse,
+    Snapshot,
+    Submit,
+    encode_frame,
+    to_engine_decoder,
+)
 from scheduler.types import Rejected, SamplingParams
 from tests.fixtures.engines import PATIENCE_S, Changes, RecordingObserver, RecordingSink, World, started, world
 from tests.fixtures.fake_engine import Order, ready
@@ -321,6 +336,55 @@ async def test_an_idle_engine_may_be_silent() -> None:
         engine._check_silence = count  # type: ignore[method-assign]
         await silences.until(lambda: len(seen) > 3)
         assert engine.ready is not None
+
+
+class Conversation:
+    """With an engine that is up and says what the test gives it to say."""
+
+    def __init__(self) -> None:
+        self.engine = SocketEngine(RecordingObserver())
+        self.writer = UnconnectedWriter()
+        self._reader = asyncio.StreamReader()
+        writer = cast(asyncio.StreamWriter, self.writer)
+        self.task = asyncio.create_task(self.engine.converse(self._reader, writer, Listener(print, print)))
+
+    async def say(self, *messages: FromEngine) -> None:
+        """All in one read."""
+        self._reader.feed_data(b"".join(encode_frame(message) for message in messages))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        self._reader.feed_eof()
+        await asyncio.wait({self.task})
+        assert isinstance(self.task.exception(), EngineFailed)
+
+    def submit(self, *seq_ids: int, generated: list[int] | None = None) -> tuple[asyncio.Task[None], RecordingSink]:
+        ids, sink = list(seq_ids), RecordingSink()
+        again = [] if generated is None else [generated] * len(ids)
+        request = Submit(ids, [5] * 10, SamplingParams(8), [0] * len(ids), generated=again)
+        return asyncio.create_task(self.engine.submit(request, sink)), sink
+
+    @property
+    def aborted(self) -> list[int]:
+        sent = [to_engine_decoder.decode(body) for body in FrameSplitter().feed(self.writer.sent)]
+        return [seq_id for message in sent if isinstance(message, Abort) for seq_id in message.seq_ids]
+
+
+async def test_a_prompt_counts_as_unread_until_its_first_output_also_where_it_was_submitted_again() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    for seq_ids, generated, first in (
+        ([1, 2], None, FirstToken(0.0, 0.0, 0)),
+        ([3, 4], [7], None),
+    ):
+        submission, sink = with_engine.submit(*seq_ids, generated=generated)
+        await with_engine.say(Accepted(seq_ids))
+        await submission
+        assert with_engine.engine.unread_tokens == 10
+        await with_engine.say(Outputs([Output(seq_ids[0], [8], None, None, first)], [], NO_STATS))
+        assert with_engine.engine.unread_tokens == 0 and len(sink.outputs) == 1
+    await with_engine.end()
 
 
 class UnconnectedWriter:
