@@ -236,6 +236,7 @@ class SocketEngine:
         question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
         self._questions[key] = question
         self._sinks.update(dict.fromkeys(request.seq_ids, sink))
+        self._note_read(key)  # or what it counted before, if it did, would stay in the sum
         self._unread[key] = unread = len(request.prompt) - cached_tokens
         self.unread_tokens += unread
         writer.write(encode_frame(request))
@@ -243,11 +244,12 @@ class SocketEngine:
         late = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._wait_no_longer, question.answer)
         try:
             await question.answer
+        except BaseException:  # also where it was accepted, and then whoever waits was cancelled in the same turn
+            self.abort(request.seq_ids)
+            raise
         finally:
             late.cancel()
             del self._questions[key]
-            if not _succeeded(question.answer):  # refused, lost, or nobody waits for the answer any more
-                self.abort(request.seq_ids)
 
     def _wait_no_longer(self, answer: asyncio.Future[None]) -> None:
         if not answer.done():
@@ -420,7 +422,3 @@ class SocketEngine:
         self._stats = None
         if was_up:
             self._observer.engine_up(False)
-
-
-def _succeeded(answer: asyncio.Future[None]) -> bool:
-    return answer.done() and not answer.cancelled() and answer.exception() is None

@@ -387,6 +387,33 @@ async def test_a_prompt_counts_as_unread_until_its_first_output_also_where_it_wa
     await with_engine.end()
 
 
+async def test_who_is_cancelled_as_it_is_accepted_leaves_nothing_in_the_engine() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    submission, _ = with_engine.submit(1, 2)
+    await asyncio.sleep(0)
+    with_engine.engine._handle(Accepted([1, 2]), Listener(print, print))
+    submission.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submission
+    assert with_engine.aborted == [1, 2]
+    assert (with_engine.engine.num_open, with_engine.engine.unread_tokens) == (0, 0)
+    await with_engine.end()
+
+
+async def test_what_is_submitted_twice_is_unread_once() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    for _ in range(2):
+        submission, _ = with_engine.submit(1, 2)
+        await with_engine.say(Accepted([1, 2]))
+        await submission
+    assert with_engine.engine.unread_tokens == 10
+    with_engine.engine.abort([1, 2])
+    assert with_engine.engine.unread_tokens == 0
+    await with_engine.end()
+
+
 class UnconnectedWriter:
     """As much of a StreamWriter as the client uses."""
 
