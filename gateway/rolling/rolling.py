@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from gateway.engines.handles import EngineLauncher
 from gateway.engines.replicas import Replicas
 from gateway.engines.socket import EngineFailed
+from gateway.engines.supervisor import START_S
 from gateway.model.digest import tokenizer_digest
 from gateway.rolling.change import Change, ChangeFailed, Refused
 from gateway.rolling.settings import Settings, Unchangeable, Wiring, changed, settled
@@ -27,7 +28,6 @@ from scheduler.protocol import Progress
 log = logging.getLogger("headrace.rolling")
 
 CHECK_S = 3600.0  # for a model to be fetched
-START_S = 1800.0  # for its weights to be loaded
 NOBODY_ASKS_S = 5.0
 
 
