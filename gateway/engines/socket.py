@@ -413,10 +413,11 @@ class SocketEngine:
             if not profile.done():
                 profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
         lost = self._by_sink()
+        others = max(0, self._num_counted - len(self._sinks))  # sequences of other gateways, whatever their requests
         self._sinks.clear()
         self._unread.clear()
         self.unread_tokens = 0
-        self.death = Death(message, len(lost))
+        self.death = Death(message, len(lost) + others)
         for sink, seq_ids in lost:
             sink.fail(self.death, seq_ids)
         self._stats = None

@@ -414,6 +414,26 @@ async def test_what_is_submitted_twice_is_unread_once() -> None:
     await with_engine.end()
 
 
+@pytest.mark.parametrize(
+    ("counted", "num_requests"),
+    [
+        ({"running": 3}, 1),
+        ({"running": 2, "waiting": 1}, 1),
+        ({}, 1),
+        ({"running": 4}, 2),
+        ({"compiling": 3, "running": 2}, 3),
+    ],
+)
+async def test_a_death_knows_of_requests_of_other_gateways(counted: dict[str, int], num_requests: int) -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    submission, sink = with_engine.submit(1, 2, 3)
+    await with_engine.say(Accepted([1, 2, 3]), Outputs([], [], msgspec.structs.replace(NO_STATS, **counted)))
+    await submission
+    await with_engine.end()
+    assert [death.num_requests for death in sink.failures] == [num_requests]
+
+
 class UnconnectedWriter:
     """As much of a StreamWriter as the client uses."""
 
