@@ -76,6 +76,11 @@ class Rolling:
     # how things stand
 
     @property
+    def settings(self) -> Settings:
+        """Of the last reload that went well, or those of the start."""
+        return self._settings
+
+    @property
     def under_way(self) -> Change | None:
         return None if self._change is None or self._change.is_over else self._change
 
