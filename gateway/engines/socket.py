@@ -107,6 +107,7 @@ class SocketEngine:
         self._up = asyncio.Event()  # it takes work
         self._shut: Literal["no", "pause", "yes"] = "no"  # pause: for a moment
         self.death: Death | None = None  # the last; the supervisor, who sees how the process ended, explains it
+        self._from_outside: bool | None = None  # explains a death that is not seen yet
         self._next_id = 1
         self._ready: Ready | None = None
         self._last_ready: Ready | None = None  # of the engine that runs or ran last
@@ -308,6 +309,13 @@ class SocketEngine:
             self._lose("The engine stopped before the answer was complete.")
             writer.transport.abort()  # not close(): an engine that no longer reads must not hold us
 
+    def explain(self, from_outside: bool) -> None:
+        """Its end, as its supervisor in another process saw it, perhaps before the connection tells us."""
+        if self.death is not None and not self.death.explained.is_set():
+            _explain(self.death, from_outside)
+        elif self._writer is not None:
+            self._from_outside = from_outside
+
     async def _messages(self, reader: asyncio.StreamReader) -> AsyncIterator[FromEngine]:
         splitter = FrameSplitter()
         open_before: frozenset[int] = frozenset()  # when a period of silence ended
@@ -418,8 +426,16 @@ class SocketEngine:
         self._unread.clear()
         self.unread_tokens = 0
         self.death = Death(message, len(lost) + others)
+        if self._from_outside is not None:
+            _explain(self.death, self._from_outside)
+            self._from_outside = None
         for sink, seq_ids in lost:
             sink.fail(self.death, seq_ids)
         self._stats = None
         if was_up:
             self._observer.engine_up(False)
+
+
+def _explain(death: Death, from_outside: bool) -> None:
+    death.from_outside = from_outside
+    death.explained.set()

@@ -343,10 +343,18 @@ class Conversation:
 
     def __init__(self) -> None:
         self.engine = SocketEngine(RecordingObserver())
+        self._begin()
+
+    def _begin(self) -> None:
         self.writer = UnconnectedWriter()
         self._reader = asyncio.StreamReader()
         writer = cast(asyncio.StreamWriter, self.writer)
         self.task = asyncio.create_task(self.engine.converse(self._reader, writer, Listener(print, print)))
+
+    async def again(self, *messages: FromEngine) -> None:
+        """With the next engine."""
+        self._begin()
+        await self.say(*messages)
 
     async def say(self, *messages: FromEngine) -> None:
         """All in one read."""
@@ -432,6 +440,32 @@ async def test_a_death_knows_of_requests_of_other_gateways(counted: dict[str, in
     await submission
     await with_engine.end()
     assert [death.num_requests for death in sink.failures] == [num_requests]
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_a_death_is_explained_whether_its_cause_or_its_end_is_heard_of_first(comes_first: bool) -> None:
+    with_engine = Conversation()
+    engine = with_engine.engine
+    engine.explain(from_outside=True)  # of one that this gateway has never seen
+    await with_engine.say(READY)
+    if comes_first:
+        engine.explain(from_outside=True)
+    await with_engine.end()
+    first = engine.death
+    assert first is not None and first.explained.is_set() == comes_first
+    if not comes_first:
+        engine.explain(from_outside=True)
+    assert first.explained.is_set() and first.from_outside
+    await with_engine.again(READY)
+    engine.explain(from_outside=False)
+    assert first.from_outside  # that was the next one's
+    await with_engine.end()
+    second = engine.death
+    assert second is not None and second is not first
+    assert second.explained.is_set() and not second.from_outside
+    await with_engine.again(READY)
+    await with_engine.end()
+    assert engine.death is not None and not engine.death.explained.is_set()
 
 
 class UnconnectedWriter:

@@ -17,19 +17,25 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway.answers.live import Live
 from gateway.config import Config
+from gateway.engines.client import Death
+from gateway.engines.socket import SocketEngine
 from gateway.http.drain import Drain
 from gateway.http.ending import Signals
 from gateway.http.lifecycle import Server
 from gateway.http.port import BindError, bind, bind_shared, listen, listen_beside
+from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
 from gateway.siblings import first
 from gateway.siblings.first import GONE, GatewayFailed, Siblings
-from gateway.siblings.messages import LINK, Ask, Charges, Model, Setup, Told, frame, from_sibling, to_sibling
+from gateway.siblings.link import Link
+from gateway.siblings.messages import LINK, Ask, Charges, Died, Model, Setup, Told, frame, from_sibling, to_sibling
 from gateway.siblings.relay import Relay
 from gateway.siblings.sums import added, lasting
+from gateway.timeline.store import Timelines
 from scheduler.protocol import FrameSplitter
-from tests.fixtures.engines import PATIENCE_S, ROOT
+from tests.fixtures.engines import PATIENCE_S, ROOT, RecordingObserver
 from tests.fixtures.server import Metrics as Page
 
 
@@ -104,6 +110,13 @@ def test_messages_come_as_they_went() -> None:
     assert [from_sibling.decode(body) for body in splitter.feed(frame(told) + frame(charged))] == [told, charged]
     asked = Ask(7, "timeline", "req-1", None)
     assert [to_sibling.decode(body) for body in splitter.feed(frame(asked))] == [asked]
+
+
+def test_how_an_engine_ended_is_passed_to_its_client(tmp_path: Path) -> None:
+    engine = SocketEngine(RecordingObserver())
+    engine.death = Death("It is gone.", 2)
+    Link(1, tmp_path, Metrics(), Accounts(), Timelines(1), [engine], Live())._take(Died(0, from_outside=True))
+    assert engine.death.explained.is_set() and engine.death.from_outside
 
 
 # processes
