@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +117,14 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
     metrics = Metrics(len(launchers))
     caching = plan.config.prefix_caching
     replicas = Replicas(launchers, metrics.engines, caching, lambda *told: siblings.engine_died(*told))
-    siblings = siblings_of(plan, replicas.folder, metrics, len(launchers))
+    rolling: Rolling | None = None
+
+    def resolved_now() -> ResolvedModel:
+        return plan.resolved if rolling is None else rolling.settings.resolved
+
+    siblings = siblings_of(plan, replicas.folder, metrics, len(launchers), resolved_now)
     hurrying = asyncio.create_task(_pass_on(signals, siblings))
     spans: Spans | None = None
-    rolling: Rolling | None = None
     try:
         ready, model, loading_s = await _start(plan, replicas, siblings, signals, display)
         display.close()
@@ -317,13 +321,17 @@ def rolling_of(plan: _Plan, replicas: Replicas, siblings: Siblings, signals: Sig
     return Rolling(replicas, siblings, settings, wiring, signals.stop.is_set)
 
 
-def siblings_of(plan: _Plan, folder: Path, metrics: Metrics, num_engines: int) -> Siblings:
-    """None but this process, as a rule."""
-    resolved = plan.resolved
+def siblings_of(
+    plan: _Plan, folder: Path, metrics: Metrics, num_engines: int, resolved_now: Callable[[], ResolvedModel]
+) -> Siblings:
+    """None but this process, as a rule. resolved_now: what engines were last started with, for the files of the start
+    may be gone; its name stays, for it is how clients know it."""
+    name = plan.resolved.name
     port = plan.listener.getsockname()[1]
 
     def setup(number: int) -> Setup:
-        return Setup(number, plan.config, plan.config.host, port, str(folder), Model.of(resolved), num_engines)
+        model = Model.of(replace(resolved_now(), name=name))
+        return Setup(number, plan.config, plan.config.host, port, str(folder), model, num_engines)
 
     return Siblings(setup, plan.config.gateways, folder, metrics, plan.around.environ)
 

@@ -45,5 +45,9 @@ class Seen:
         while len(self._pieces) * PIECE_TOKENS > max_tokens:
             self._pieces.popitem(last=False)
 
+    def forget(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._pieces.pop(name, None)
+
     def clear(self) -> None:
         self._pieces.clear()

@@ -25,7 +25,7 @@ class Death:
     """Of an engine. The last two are known a moment after its sinks were told, and then `explained` is set."""
 
     message: str
-    num_requests: int  # that it had open
+    num_requests: int  # that it had open; of other gateways, as it counted last, each choice is one
     from_outside: bool = False  # somebody else ended the process: as far as anybody can tell, no request's doing
     explained: asyncio.Event = field(default_factory=asyncio.Event)
     planned: bool = False  # the engine lives, and is emptied: no request's doing, and none of its tries

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.engines.affinity import Seen, pieces
+from gateway.engines.affinity import PIECE_TOKENS, Seen, pieces
 from gateway.engines.client import EngineClient, EngineUnavailable, Replica, Sink
 from scheduler.protocol import EngineStats, Profile, Profiled, Ready, Submit, Vocabulary
 from scheduler.types import Rejected
@@ -105,14 +105,18 @@ class Router:
         once."""
         failure: Rejected | EngineUnavailable | None = None
         num_lost = 0
-        for index, cached in self._by_cost(request):
+        order, names = self._by_cost(request)
+        for index, cached in order:
+            self._note(index, names)  # before it answers: what begins alike and comes meanwhile follows
             try:
                 return await self._engines[index].submit(request, sink, cached)
             except Rejected as refusal:
+                self._seen[index].forget(names[cached // PIECE_TOKENS :])
                 if refusal.code != "queue_full":
                     raise
                 failure = refusal
             except EngineUnavailable as error:
+                self._seen[index].forget(names[cached // PIECE_TOKENS :])
                 num_lost += 1
                 failure = error
                 if num_lost == MAX_LOST:
@@ -128,9 +132,9 @@ class Router:
         busiest = max(self._engines, key=lambda engine: (engine.said is not None, self._load(engine)))
         return await busiest.profile(request, limit_s)
 
-    def _by_cost(self, request: Submit) -> list[tuple[int, int]]:
-        """The engines that take work, the best first, and how much of the prompt each has seen. It is noted that the
-        best will have seen it."""
+    def _by_cost(self, request: Submit) -> tuple[list[tuple[int, int]], list[bytes]]:
+        """The engines that take work, the best first, and how much of the prompt each has seen; and the names of the
+        prompt's pieces."""
         self._forget_the_dead()
         up = [index for index, engine in enumerate(self._engines) if engine.takes_work]
         names = list(pieces(request.prompt, request.salt)) if self._prefix_caching and len(up) > 1 else []
@@ -138,12 +142,13 @@ class Router:
         turn, count = self._turn, len(self._engines)
         self._turn += 1
         order = sorted(up, key=lambda i: (self._load(self._engines[i]) - seen[i], (i - turn) % count))
-        if names:
-            best = order[0]
-            ready = self._engines[best].said
-            assert ready is not None
-            self._seen[best].note(names, ready.num_blocks * ready.block_size)
-        return [(index, seen[index]) for index in order]
+        return [(index, seen[index]) for index in order], names
+
+    def _note(self, index: int, names: list[bytes]) -> None:
+        """That this engine will have seen these pieces."""
+        ready = self._engines[index].said
+        if names and ready is not None:
+            self._seen[index].note(names, ready.num_blocks * ready.block_size)
 
     def _forget_the_dead(self) -> None:
         """A new engine has seen nothing."""

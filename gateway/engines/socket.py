@@ -74,8 +74,8 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """With an engine that has work. Its pulse comes once a second also while it computes, so a long step is no silence;
-    a step itself is given the multiple of what those before it make one expect."""
+    """With an engine that has work, of whichever gateway. Its pulse comes once a second also while it computes, so a
+    long step is no silence; a step itself is given the multiple of what those before it make one expect."""
 
     silence_s: float = 6.0  # a period without a word; the second in a row, with the same work open, is the end
     least_s: float = 60.0  # for what the step loop is at
@@ -107,6 +107,7 @@ class SocketEngine:
         self._up = asyncio.Event()  # it takes work
         self._shut: Literal["no", "pause", "yes"] = "no"  # pause: for a moment
         self.death: Death | None = None  # the last; the supervisor, who sees how the process ended, explains it
+        self._from_outside: bool | None = None  # explains a death that is not seen yet
         self._next_id = 1
         self._ready: Ready | None = None
         self._last_ready: Ready | None = None  # of the engine that runs or ran last
@@ -236,6 +237,7 @@ class SocketEngine:
         question = _Question(request.seq_ids, asyncio.get_running_loop().create_future())
         self._questions[key] = question
         self._sinks.update(dict.fromkeys(request.seq_ids, sink))
+        self._note_read(key)  # or what it counted before, if it did, would stay in the sum
         self._unread[key] = unread = len(request.prompt) - cached_tokens
         self.unread_tokens += unread
         writer.write(encode_frame(request))
@@ -243,11 +245,12 @@ class SocketEngine:
         late = asyncio.get_running_loop().call_later(self._answer_timeout_s, self._wait_no_longer, question.answer)
         try:
             await question.answer
+        except BaseException:  # also where it was accepted, and then whoever waits was cancelled in the same turn
+            self.abort(request.seq_ids)
+            raise
         finally:
             late.cancel()
             del self._questions[key]
-            if not _succeeded(question.answer):  # refused, lost, or nobody waits for the answer any more
-                self.abort(request.seq_ids)
 
     def _wait_no_longer(self, answer: asyncio.Future[None]) -> None:
         if not answer.done():
@@ -306,31 +309,47 @@ class SocketEngine:
             self._lose("The engine stopped before the answer was complete.")
             writer.transport.abort()  # not close(): an engine that no longer reads must not hold us
 
+    def explain(self, from_outside: bool) -> None:
+        """Its end, as its supervisor in another process saw it, perhaps before the connection tells us."""
+        if self.death is not None and not self.death.explained.is_set():
+            _explain(self.death, from_outside)
+        elif self._writer is not None:
+            self._from_outside = from_outside
+
     async def _messages(self, reader: asyncio.StreamReader) -> AsyncIterator[FromEngine]:
         splitter = FrameSplitter()
         open_before: frozenset[int] = frozenset()  # when a period of silence ended
+        was_counted = False  # then, work of whichever gateway
         while True:
             try:
                 async with asyncio.timeout(self._patience.silence_s):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                self._check_silence(open_before)
-                open_before = frozenset(self._sinks)
+                self._check_silence(open_before, was_counted)
+                open_before, was_counted = frozenset(self._sinks), self._num_counted > 0
                 continue
             if not data:
                 return
-            open_before = frozenset()
+            open_before, was_counted = frozenset(), False
             for body in splitter.feed(data):
                 yield from_engine_decoder.decode(body)
 
-    def _check_silence(self, open_before: frozenset[int]) -> None:
-        """A whole period passed without a frame. These were open before it began."""
-        if not open_before.isdisjoint(self._sinks):
+    @property
+    def _num_counted(self) -> int:
+        """Sequences of all gateways that it had when it last counted."""
+        stats = self._stats
+        return 0 if stats is None else stats.running + stats.waiting + stats.compiling
+
+    def _check_silence(self, open_before: frozenset[int], was_counted: bool) -> None:
+        """A whole period passed without a frame. These were open before it began; was_counted: others may have been."""
+        if was_counted or not open_before.isdisjoint(self._sinks):
             raise EngineFailed("hung", f"the engine has work and said nothing for {2 * self._patience.silence_s:g} s")
 
     def _check_progress(self, pulse: Pulse) -> None:
+        """An engine says how long something should take only of a step, so then it has work, whoever's."""
         limit_s = self._patience.for_step_s(pulse.predicted_s)
-        if self._sinks and pulse.seconds > limit_s:
+        has_work = self._sinks or self._num_counted or pulse.predicted_s is not None
+        if has_work and pulse.seconds > limit_s:
             raise EngineFailed("hung", f"the engine has been at one step for more than {limit_s:g} s")
 
     def _handle(self, message: FromEngine, listener: Listener) -> None:
@@ -379,7 +398,7 @@ class SocketEngine:
             sink = self._sinks.get(output.seq_id)
             if sink is None:  # aborted
                 continue
-            if output.first is not None:
+            if self._unread:  # not by `first`, which does not come again for what was submitted with what it had
                 self._note_read(output.seq_id)
             sink.deliver(output)
             if output.finish is not None:
@@ -402,10 +421,14 @@ class SocketEngine:
             if not profile.done():
                 profile.set_exception(EngineUnavailable("The engine stopped.", self.retry_after_s))
         lost = self._by_sink()
+        others = max(0, self._num_counted - len(self._sinks))  # sequences of other gateways, whatever their requests
         self._sinks.clear()
         self._unread.clear()
         self.unread_tokens = 0
-        self.death = Death(message, len(lost))
+        self.death = Death(message, len(lost) + others)
+        if self._from_outside is not None:
+            _explain(self.death, self._from_outside)
+            self._from_outside = None
         for sink, seq_ids in lost:
             sink.fail(self.death, seq_ids)
         self._stats = None
@@ -413,5 +436,6 @@ class SocketEngine:
             self._observer.engine_up(False)
 
 
-def _succeeded(answer: asyncio.Future[None]) -> bool:
-    return answer.done() and not answer.cancelled() and answer.exception() is None
+def _explain(death: Death, from_outside: bool) -> None:
+    death.from_outside = from_outside
+    death.explained.set()

@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gateway.engines.handles import EngineHandle, EngineLauncher
+from gateway.engines.handles import EngineHandle, EngineLauncher, Streams
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, EngineObserver, Listener, SocketEngine
 from gateway.siblings.messages import engine_socket
@@ -24,6 +25,7 @@ from scheduler.protocol import EngineConfig, Progress, Ready
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "engine")  # -P: nothing of the current folder
 MAX_SOCKET_PATH = 100  # macOS allows 104 bytes, its temporary folders are long
 CLOSE_S = 15.0
+START_S = 1800.0  # for an engine to load its weights, where nobody sees how far it is
 
 log = logging.getLogger("headrace.supervisor")
 
@@ -217,10 +219,13 @@ class Supervisor:
         process = await self._launcher.start(self._folder / f"engine-{self._number}-{self._num_starts}.sock")
         self._process = process
         try:
-            reader, writer = await process.connect()
-            process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
-            listener = Listener(self._on_progress, self._note_ready)
-            await self._engine.converse(reader, writer, listener)
+            async with asyncio.timeout(self._start_s) as limit:
+                reader, writer = await self._reach(process)
+                listener = Listener(self._on_progress, partial(self._note_ready, limit))
+                await self._engine.converse(reader, writer, listener)
+        except TimeoutError:
+            process.kill()
+            raise EngineFailed("hung", f"the engine was not ready after {START_S:g} s") from None
         except EngineFailed as failure:
             if failure.kind == "hung":
                 process.kill()  # asked to stop, it would not hear
@@ -232,6 +237,25 @@ class Supervisor:
             await process.stop()
             self._process = None
 
+    @property
+    def _start_s(self) -> float | None:
+        """None: who has asked for the start sees its progress, or has set a limit."""
+        return START_S if self._awaited is None or self._awaited.done() else None
+
+    async def _reach(self, process: EngineHandle) -> Streams:
+        """Raises EngineFailed, also where this machine is short of file descriptors or room on its disk: that passes,
+        and the next start may do better."""
+        try:
+            reader, writer = await process.connect()
+            try:
+                process.lead_to(self._folder / engine_socket(self._number))  # once we are its first connection
+            except OSError:
+                writer.transport.abort()
+                raise
+        except OSError as error:
+            raise EngineFailed("internal", f"the engine cannot be reached: {error}") from error
+        return reader, writer
+
     def _explain(self, process: EngineHandle) -> None:
         death = self._engine.death
         if death is not None and not death.explained.is_set():
@@ -239,7 +263,8 @@ class Supervisor:
             death.explained.set()
             self._on_death(death.from_outside)
 
-    def _note_ready(self, ready: Ready) -> None:
+    def _note_ready(self, limit: asyncio.Timeout, ready: Ready) -> None:
+        limit.reschedule(None)
         self._ready_at = self.changed_at = self._timing.clock()
         if self._awaited is None or self._awaited.done():
             log.info("the engine is ready again")

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from gateway.engines.handles import EngineLauncher
 from gateway.engines.replicas import Replicas
 from gateway.engines.socket import EngineFailed
+from gateway.engines.supervisor import START_S
 from gateway.model.digest import tokenizer_digest
 from gateway.rolling.change import Change, ChangeFailed, Refused
 from gateway.rolling.settings import Settings, Unchangeable, Wiring, changed, settled
@@ -27,7 +28,6 @@ from scheduler.protocol import Progress
 log = logging.getLogger("headrace.rolling")
 
 CHECK_S = 3600.0  # for a model to be fetched
-START_S = 1800.0  # for its weights to be loaded
 NOBODY_ASKS_S = 5.0
 
 
@@ -74,6 +74,11 @@ class Rolling:
         self._served = asyncio.create_task(asyncio.to_thread(tokenizer_digest, settings.resolved), name="digest")
 
     # how things stand
+
+    @property
+    def settings(self) -> Settings:
+        """Of the last reload that went well, or those of the start."""
+        return self._settings
 
     @property
     def under_way(self) -> Change | None:

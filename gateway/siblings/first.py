@@ -92,7 +92,7 @@ class Siblings:
         self._next_ask = 1
         self._is_open = False
         self._shut: dict[int, bool] = {}  # engines that are, and whether for a moment
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._link: asyncio.Server | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._teller: asyncio.Task[None] | None = None
@@ -135,7 +135,7 @@ class Siblings:
 
     def stop(self) -> None:
         """They begin to drain; told once more, they end at once."""
-        self._stopping = True
+        self._stopping.set()
         for each in self._siblings.values():
             if each.process is not None and each.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -143,7 +143,7 @@ class Siblings:
 
     async def close(self, drain_timeout_s: float) -> None:
         """Waits for their end, then makes it."""
-        if not self._stopping:
+        if not self._stopping.is_set():
             self.stop()
         tasks = {task for task in (*self._keepers, self._teller) if task is not None}
         if self._teller is not None:
@@ -159,7 +159,7 @@ class Siblings:
             self._link.close()
 
     def kill(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         for each in self._siblings.values():
             if each.process is not None and each.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -168,35 +168,45 @@ class Siblings:
     async def _keep(self, sibling: Sibling) -> None:
         """One process after another. Raises GatewayFailed if the first of them does not come to serve."""
         clock, delay_s, has_served = asyncio.get_running_loop().time, FIRST_DELAY_S, False
-        while not self._stopping:
+        while not self._stopping.is_set():
             began = clock()
-            code = await self._live(sibling)
+            how = await self._live(sibling)
             has_served = has_served or sibling.prepared.is_set()
             self._lose(sibling)
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if not has_served:
-                raise GatewayFailed(f"gateway {sibling.number} ended with code {code} before it served")
+                raise GatewayFailed(f"gateway {sibling.number} {how}, and has not served")
             delay_s = FIRST_DELAY_S if clock() - began >= HEALTHY_S else delay_s
-            log.error("gateway %d ended with code %d; starting it again in %g s", sibling.number, code, delay_s)
-            await asyncio.sleep(delay_s)
+            log.error("gateway %d %s; starting it again in %g s", sibling.number, how, delay_s)
+            if await self._stops_within(delay_s):
+                return
             delay_s = min(2 * delay_s, MOST_DELAY_S)
             self._metrics.gateway_restarted()
 
-    async def _live(self, sibling: Sibling) -> int:
-        """From the start of a process to its end. Its standard input stays open as long as we live."""
-        sibling.process = process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            env=dict(self._environ),
-            start_new_session=True,  # Ctrl-C reaches the first gateway alone, which tells them
-        )
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
+
+    async def _live(self, sibling: Sibling) -> str:
+        """From the start of a process to its end, which it tells. Its standard input stays open as long as we live."""
+        try:
+            sibling.process = process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                env=dict(self._environ),
+                start_new_session=True,  # Ctrl-C reaches the first gateway alone, which tells them
+            )
+        except OSError as error:  # no file descriptors or memory are left: that may pass
+            return f"cannot be started ({error.strerror})"
         assert process.stdin
         process.stdin.write(msgspec.json.encode(self._setup(sibling.number)) + b"\n")
-        if self._stopping:  # meanwhile
+        if self._stopping.is_set():  # meanwhile
             process.terminate()
-        return await process.wait()
+        return f"ended with code {await process.wait()}"
 
     def _lose(self, sibling: Sibling) -> None:
         """Its process has ended; what it counted stays counted."""

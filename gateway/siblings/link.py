@@ -109,9 +109,7 @@ class Link:
             case Open():
                 self._may_open.set()
             case Died(engine, from_outside):
-                if (death := self._engines[engine].death) is not None:
-                    death.from_outside = from_outside
-                    death.explained.set()
+                self._engines[engine].explain(from_outside)
             case Ask(ask_id, "series"):
                 self._send(Answer(ask_id, series=self._metrics.series()))
             case Ask(ask_id, "live"):

@@ -4,11 +4,28 @@ import asyncio
 from contextlib import suppress
 from typing import cast
 
+import msgspec
 import pytest
 
+from gateway.engine_metrics import NO_STATS
 from gateway.engines.client import EngineUnavailable
 from gateway.engines.socket import EngineFailed, Listener, Patience, SocketEngine
-from scheduler.protocol import Accepted, EngineConfig, Fatal, Snapshot, Submit, encode_frame
+from scheduler.protocol import (
+    Abort,
+    Accepted,
+    EngineConfig,
+    Fatal,
+    FirstToken,
+    FrameSplitter,
+    FromEngine,
+    Output,
+    Outputs,
+    Pulse,
+    Snapshot,
+    Submit,
+    encode_frame,
+    to_engine_decoder,
+)
 from scheduler.types import Rejected, SamplingParams
 from tests.fixtures.engines import PATIENCE_S, Changes, RecordingObserver, RecordingSink, World, started, world
 from tests.fixtures.fake_engine import Order, ready
@@ -232,6 +249,57 @@ async def test_a_step_that_takes_many_times_what_it_should_is_given_up(at_it_ms:
         await sink.failed()
 
 
+def counted(**numbers: int) -> bytes:
+    return encode_frame(Outputs([], [], msgspec.structs.replace(NO_STATS, **numbers)))
+
+
+async def heard(*frames: bytes, patience: Patience) -> EngineFailed | None:
+    """What a gateway without work of its own makes of an engine that says this and then nothing, for three periods."""
+    engine = SocketEngine(RecordingObserver(), patience=patience)
+    reader, writer, listener = asyncio.StreamReader(), UnconnectedWriter(), Listener(print, print)
+    reader.feed_data(encode_frame(READY) + b"".join(frames))
+    conversation = asyncio.create_task(engine.converse(reader, cast(asyncio.StreamWriter, writer), listener))
+    periods, check = Changes(), engine._check_silence
+    num_periods = 0
+
+    def count(open_before: frozenset[int], was_counted: bool) -> None:
+        nonlocal num_periods
+        num_periods += 1
+        periods.note()
+        check(open_before, was_counted)
+
+    engine._check_silence = count  # type: ignore[method-assign]
+    conversation.add_done_callback(lambda done: periods.note())
+    await periods.until(lambda: conversation.done() or num_periods == 3)
+    conversation.cancel()
+    (ended,) = await asyncio.gather(conversation, return_exceptions=True)
+    return ended if isinstance(ended, EngineFailed) else None
+
+
+@pytest.mark.parametrize("kind", ["running", "waiting", "compiling"])
+async def test_an_engine_is_given_up_for_other_gateways_too(kind: str) -> None:
+    busy = counted(**{kind: 1})
+    brief = Patience(silence_s=0.005)
+    for told in ((busy,), (busy, encode_frame(Pulse(59.0, 1.0)))):
+        silent = await heard(*told, patience=brief)
+        assert silent is not None and silent.kind == "hung" and "said nothing" in silent.message
+    for pulse in (Pulse(61.0, 1.0), Pulse(181.0, None)):
+        stuck = await heard(busy, encode_frame(pulse), patience=brief)
+        assert stuck is not None and "at one step" in stuck.message
+
+
+async def test_a_step_that_no_count_tells_of_yet_is_work_of_other_gateways() -> None:
+    """The first after an idle time: counts come with the ends of steps."""
+    stuck = await heard(counted(), encode_frame(Pulse(61.0, 1.0)), patience=Patience(silence_s=0.005))
+    assert stuck is not None and stuck.kind == "hung"
+
+
+@pytest.mark.parametrize("last", [counted(), counted(blocks_cached=3, steps=9)])
+async def test_an_engine_whose_work_has_ended_may_be_silent(last: bytes) -> None:
+    brief = Patience(silence_s=0.005)
+    assert await heard(counted(running=1), last, encode_frame(Pulse(181.0, None)), patience=brief) is None
+
+
 async def test_who_waits_for_an_engine_hears_of_the_next_one() -> None:
     async with started() as world:
         await world.engine.available()
@@ -260,14 +328,144 @@ async def test_an_idle_engine_may_be_silent() -> None:
         seen: list[frozenset[int]] = []
         check = engine._check_silence
 
-        def count(open_before: frozenset[int]) -> None:
-            check(open_before)
+        def count(open_before: frozenset[int], was_counted: bool) -> None:
+            check(open_before, was_counted)
             seen.append(open_before)
             silences.note()
 
         engine._check_silence = count  # type: ignore[method-assign]
         await silences.until(lambda: len(seen) > 3)
         assert engine.ready is not None
+
+
+class Conversation:
+    """With an engine that is up and says what the test gives it to say."""
+
+    def __init__(self) -> None:
+        self.engine = SocketEngine(RecordingObserver())
+        self._begin()
+
+    def _begin(self) -> None:
+        self.writer = UnconnectedWriter()
+        self._reader = asyncio.StreamReader()
+        writer = cast(asyncio.StreamWriter, self.writer)
+        self.task = asyncio.create_task(self.engine.converse(self._reader, writer, Listener(print, print)))
+
+    async def again(self, *messages: FromEngine) -> None:
+        """With the next engine."""
+        self._begin()
+        await self.say(*messages)
+
+    async def say(self, *messages: FromEngine) -> None:
+        """All in one read."""
+        self._reader.feed_data(b"".join(encode_frame(message) for message in messages))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        self._reader.feed_eof()
+        await asyncio.wait({self.task})
+        assert isinstance(self.task.exception(), EngineFailed)
+
+    def submit(self, *seq_ids: int, generated: list[int] | None = None) -> tuple[asyncio.Task[None], RecordingSink]:
+        ids, sink = list(seq_ids), RecordingSink()
+        again = [] if generated is None else [generated] * len(ids)
+        request = Submit(ids, [5] * 10, SamplingParams(8), [0] * len(ids), generated=again)
+        return asyncio.create_task(self.engine.submit(request, sink)), sink
+
+    @property
+    def aborted(self) -> list[int]:
+        sent = [to_engine_decoder.decode(body) for body in FrameSplitter().feed(self.writer.sent)]
+        return [seq_id for message in sent if isinstance(message, Abort) for seq_id in message.seq_ids]
+
+
+async def test_a_prompt_counts_as_unread_until_its_first_output_also_where_it_was_submitted_again() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    for seq_ids, generated, first in (
+        ([1, 2], None, FirstToken(0.0, 0.0, 0)),
+        ([3, 4], [7], None),
+    ):
+        submission, sink = with_engine.submit(*seq_ids, generated=generated)
+        await with_engine.say(Accepted(seq_ids))
+        await submission
+        assert with_engine.engine.unread_tokens == 10
+        await with_engine.say(Outputs([Output(seq_ids[0], [8], None, None, first)], [], NO_STATS))
+        assert with_engine.engine.unread_tokens == 0 and len(sink.outputs) == 1
+    await with_engine.end()
+
+
+async def test_who_is_cancelled_as_it_is_accepted_leaves_nothing_in_the_engine() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    submission, _ = with_engine.submit(1, 2)
+    await asyncio.sleep(0)
+    with_engine.engine._handle(Accepted([1, 2]), Listener(print, print))
+    submission.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submission
+    assert with_engine.aborted == [1, 2]
+    assert (with_engine.engine.num_open, with_engine.engine.unread_tokens) == (0, 0)
+    await with_engine.end()
+
+
+async def test_what_is_submitted_twice_is_unread_once() -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    for _ in range(2):
+        submission, _ = with_engine.submit(1, 2)
+        await with_engine.say(Accepted([1, 2]))
+        await submission
+    assert with_engine.engine.unread_tokens == 10
+    with_engine.engine.abort([1, 2])
+    assert with_engine.engine.unread_tokens == 0
+    await with_engine.end()
+
+
+@pytest.mark.parametrize(
+    ("counted", "num_requests"),
+    [
+        ({"running": 3}, 1),
+        ({"running": 2, "waiting": 1}, 1),
+        ({}, 1),
+        ({"running": 4}, 2),
+        ({"compiling": 3, "running": 2}, 3),
+    ],
+)
+async def test_a_death_knows_of_requests_of_other_gateways(counted: dict[str, int], num_requests: int) -> None:
+    with_engine = Conversation()
+    await with_engine.say(READY)
+    submission, sink = with_engine.submit(1, 2, 3)
+    await with_engine.say(Accepted([1, 2, 3]), Outputs([], [], msgspec.structs.replace(NO_STATS, **counted)))
+    await submission
+    await with_engine.end()
+    assert [death.num_requests for death in sink.failures] == [num_requests]
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_a_death_is_explained_whether_its_cause_or_its_end_is_heard_of_first(comes_first: bool) -> None:
+    with_engine = Conversation()
+    engine = with_engine.engine
+    engine.explain(from_outside=True)  # of one that this gateway has never seen
+    await with_engine.say(READY)
+    if comes_first:
+        engine.explain(from_outside=True)
+    await with_engine.end()
+    first = engine.death
+    assert first is not None and first.explained.is_set() == comes_first
+    if not comes_first:
+        engine.explain(from_outside=True)
+    assert first.explained.is_set() and first.from_outside
+    await with_engine.again(READY)
+    engine.explain(from_outside=False)
+    assert first.from_outside  # that was the next one's
+    await with_engine.end()
+    second = engine.death
+    assert second is not None and second is not first
+    assert second.explained.is_set() and not second.from_outside
+    await with_engine.again(READY)
+    await with_engine.end()
+    assert engine.death is not None and not engine.death.explained.is_set()
 
 
 class UnconnectedWriter:

@@ -207,6 +207,7 @@ async def test_a_reload_goes_from_engine_to_engine_and_requests_wait_where_there
         change = each.rolling.reload({"dtype": "float32"})  # what is not given stays
         await steps(change)
         assert [engine.max_seqs for engine in each.rolling.engines()] == [5, 5]
+        assert (each.rolling.settings.config.max_seqs, each.rolling.settings.config.dtype) == (5, "float32")
         told = [f"{what} {number}" for number in (0, 1) for what in ("shut", "move", "reopen")]
         assert [" ".join(each.split()[:2]) for each in each.others.told[-6:]] == told
 
@@ -231,6 +232,7 @@ async def test_where_the_new_does_not_start_the_old_comes_back(how: str, message
             ("up", 7, "serve")
         ] * 2
         assert shown[1].pid == pids[1]
+        assert each.rolling.settings.resolved.name == "serve"
         await steps(each.rolling.reload({}))
         assert [engine.max_seqs for engine in each.rolling.engines()] == [7, 7]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import pytest
@@ -128,6 +129,50 @@ async def test_a_full_queue_passes_on_and_the_last_refusal_counts() -> None:
     with pytest.raises(Rejected) as refused:
         await world.router.submit(world.request([9]), RecordingSink())
     assert refused.value is full
+
+
+@pytest.mark.parametrize("no", [Rejected("queue_full", "full", 1.5), EngineUnavailable("It does not answer.")])
+async def test_a_prompt_follows_its_beginning_to_where_that_was_accepted(no: Exception) -> None:
+    world = World()
+    world.engines[1].unread_tokens = 1  # asked second
+    world.engines[0].refusal = lambda submit: no
+    await world.router.submit(world.request([*PREFIX, 1]), RecordingSink())
+    assert [len(engine.playing) for engine in world.engines] == [0, 1]
+    world.engines[0].refusal = lambda submit: None
+    assert {await world.ask([*PREFIX, number]) for number in range(4)} == {1}
+
+
+async def test_a_refusal_forgets_no_more_than_what_it_refused() -> None:
+    world = World()
+    taken = await world.ask([*PREFIX, 1])
+    engine = world.engines[taken]
+    for each in world.engines:
+        each.refusal = lambda submit: Rejected("too_long", "too long", None)
+    with pytest.raises(Rejected):
+        await world.router.submit(world.request([*PREFIX, *PREFIX]), RecordingSink())
+    for each in world.engines:
+        each.refusal = lambda submit: None
+    assert await world.ask([*PREFIX, *PREFIX]) == taken
+    assert engine.cached[-1] == len(PREFIX) // PIECE_TOKENS * PIECE_TOKENS
+
+
+async def test_what_begins_alike_follows_before_the_first_is_answered() -> None:
+    world = World()
+    asked: list[int] = []
+
+    async def think(number: int, request: Submit, sink: Sink, cached_tokens: int = 0) -> None:
+        asked.append(number)
+        await asyncio.Event().wait()
+
+    for number, engine in enumerate(world.engines):
+        engine.submit = partial(think, number)  # type: ignore[method-assign]
+    requests = [world.request([*PREFIX, number]) for number in range(3)]
+    asking = [asyncio.create_task(world.router.submit(request, RecordingSink())) for request in requests]
+    await asyncio.sleep(0)
+    assert len(asked) == 3 and len(set(asked)) == 1
+    for each in asking:
+        each.cancel()
+    await asyncio.wait(asking)
 
 
 async def test_another_refusal_is_the_requests_own_fault() -> None:

@@ -1,11 +1,19 @@
 """What surrounds serving, in this process."""
 
 import gc
+import socket
 import subprocess
 import sys
 import weakref
+from pathlib import Path
+
+from rich.console import Console
 
 from gateway.assembly import keep_what_is_there
+from gateway.config import Config
+from gateway.metrics import Metrics
+from gateway.model.resolve import ResolvedModel
+from gateway.serve import Surroundings, _Plan, siblings_of
 
 
 class Node:
@@ -36,3 +44,20 @@ def test_what_starts_the_engine_is_imported_without_the_application() -> None:
     program = f"import sys, gateway.serve; print(*sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert loaded.stdout.split() == []
+
+
+def test_a_gateway_that_is_started_later_reads_the_model_of_now_under_the_name_of_before(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        resolved = ResolvedModel(tmp_path / "old", "safetensors", "served")
+        plan = _Plan(Config(gateways=2), Surroundings({}, console, console), None, listener, resolved, 0.0)
+        now = [resolved]
+        siblings = siblings_of(plan, tmp_path, Metrics(), 1, lambda: now[-1])
+        models = [siblings._setup(1).model]
+        now.append(ResolvedModel(tmp_path / "new", "gguf", "new"))
+        models.append(siblings._setup(1).model)
+    assert [(Path(each.path).name, each.format, each.name) for each in models] == [
+        ("old", "safetensors", "served"),
+        ("new", "gguf", "served"),
+    ]

@@ -1,9 +1,13 @@
 """Several gateways: one page of series from many, requests passed on as they came, one port for all."""
 
 import asyncio
+import errno
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,16 +17,25 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway.answers.live import Live
+from gateway.config import Config
+from gateway.engines.client import Death
+from gateway.engines.socket import SocketEngine
 from gateway.http.drain import Drain
 from gateway.http.ending import Signals
 from gateway.http.lifecycle import Server
 from gateway.http.port import BindError, bind, bind_shared, listen, listen_beside
+from gateway.http.ratelimit import Accounts
 from gateway.metrics import Metrics
-from gateway.siblings.first import GONE
-from gateway.siblings.messages import Ask, Charges, Told, frame, from_sibling, to_sibling
+from gateway.siblings import first
+from gateway.siblings.first import GONE, GatewayFailed, Siblings
+from gateway.siblings.link import Link
+from gateway.siblings.messages import LINK, Ask, Charges, Died, Model, Setup, Told, frame, from_sibling, to_sibling
 from gateway.siblings.relay import Relay
 from gateway.siblings.sums import added, lasting
+from gateway.timeline.store import Timelines
 from scheduler.protocol import FrameSplitter
+from tests.fixtures.engines import PATIENCE_S, ROOT, RecordingObserver
 from tests.fixtures.server import Metrics as Page
 
 
@@ -97,6 +110,83 @@ def test_messages_come_as_they_went() -> None:
     assert [from_sibling.decode(body) for body in splitter.feed(frame(told) + frame(charged))] == [told, charged]
     asked = Ask(7, "timeline", "req-1", None)
     assert [to_sibling.decode(body) for body in splitter.feed(frame(asked))] == [asked]
+
+
+def test_how_an_engine_ended_is_passed_to_its_client(tmp_path: Path) -> None:
+    engine = SocketEngine(RecordingObserver())
+    engine.death = Death("It is gone.", 2)
+    Link(1, tmp_path, Metrics(), Accounts(), Timelines(1), [engine], Live())._take(Died(0, from_outside=True))
+    assert engine.death.explained.is_set() and engine.death.from_outside
+
+
+# processes
+
+SERVES = """
+import socket, sys, time
+from gateway.siblings.messages import Hello, Prepared, frame
+sys.stdin.readline()
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+link.sendall(frame(Hello(1)) + frame(Prepared()))
+time.sleep(600)
+"""
+
+
+def siblings_of(folder: Path, *command: str) -> Siblings:
+    def setup(number: int) -> Setup:
+        return Setup(number, Config(), "127.0.0.1", 0, str(folder), Model("", "dummy", "toy"), 1)
+
+    return Siblings(setup, 2, folder, Metrics(), {**os.environ, "PYTHONPATH": str(ROOT)}, command)
+
+
+async def test_one_that_cannot_be_started_at_first_is_named(tmp_path: Path) -> None:
+    siblings = siblings_of(tmp_path, "/nowhere/gateway")
+    with pytest.raises(GatewayFailed, match=r"gateway 1 cannot be started \(No such file or directory\)"):
+        await siblings.start()
+    await siblings.close(0.0)
+
+
+async def test_one_that_cannot_be_started_again_is_tried_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(first, "FIRST_DELAY_S", 0.01)
+    siblings = siblings_of(tmp_path, sys.executable, "-c", SERVES, str(tmp_path / LINK))
+    await siblings.start()
+    (sibling,) = siblings._siblings.values()
+    real, process, lacking = asyncio.create_subprocess_exec, sibling.process, [OSError(errno.EMFILE, "none left")] * 2
+
+    async def lacks(*args: Any, **kwargs: Any) -> asyncio.subprocess.Process:
+        if lacking:
+            raise lacking.pop()
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", lacks)
+    assert process is not None
+    process.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        await process.wait()
+        while sibling.prepared.is_set():
+            await asyncio.sleep(0.01)
+        await sibling.prepared.wait()
+    await siblings.close(PATIENCE_S)
+    assert len([each for each in caplog.messages if "cannot be started (none left)" in each]) == 2
+
+
+async def test_the_end_does_not_wait_for_one_that_is_to_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first, "FIRST_DELAY_S", 600.0)
+    siblings = siblings_of(tmp_path, sys.executable, "-c", SERVES, str(tmp_path / LINK))
+    await siblings.start()
+    (sibling,), (keeper,) = siblings._siblings.values(), siblings._keepers
+    assert sibling.process is not None
+    sibling.process.kill()
+    async with asyncio.timeout(PATIENCE_S):
+        while sibling.process is not None:
+            await asyncio.sleep(0.01)
+        siblings.stop()
+        await siblings.close(PATIENCE_S)
+    assert keeper.done() and not keeper.cancelled()
 
 
 # requests that are passed on

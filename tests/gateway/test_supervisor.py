@@ -1,16 +1,20 @@
 """Starting, watching, restarting and stopping engines that are real processes."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.engines import process as engine_process
+from gateway.engines import supervisor
 from gateway.engines.client import EngineUnavailable
+from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed, SocketEngine
 from gateway.engines.supervisor import MAX_SOCKET_PATH, Backoff, EngineSetup, Supervisor
-from scheduler.protocol import EngineConfig, Progress, Vocabulary
+from scheduler.protocol import EngineConfig, Progress, Ready, Vocabulary
 from tests.fixtures.engines import PATIENCE_S, RecordingObserver, World, fake_setup, started, world
 from tests.fixtures.fake_engine import Order
 
@@ -67,10 +71,10 @@ async def test_a_fatal_at_the_first_start_is_final_in_the_engines_own_words() ->
 async def test_a_program_that_cannot_be_started_is_named(tmp_path: Path) -> None:
     setup = EngineSetup(EngineConfig(model="", format="dummy", socket_path=""), os.environ, ("/nowhere/engine",))
     observer = RecordingObserver()
-    supervisor = Supervisor(setup, SocketEngine(observer), observer, tmp_path)
+    keeper = Supervisor(setup, SocketEngine(observer), observer, tmp_path)
     with pytest.raises(EngineFailed, match="cannot start the engine /nowhere/engine: No such file"):
-        await supervisor.start(print)
-    await supervisor.close()
+        await keeper.start(print)
+    await keeper.close()
 
 
 async def test_a_dead_engine_is_restarted_and_serves_again() -> None:
@@ -91,6 +95,26 @@ async def test_the_cause_of_a_death_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "the engine ended with code 3: RuntimeError: told to die" in caplog.messages
 
 
+@pytest.mark.parametrize("step", ["connect", "lead_to"])
+async def test_a_restart_for_which_the_machine_lacks_something_is_tried_again(
+    step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started() as each:
+        lacking = [OSError(errno.EMFILE, "Too many open files")] * 2
+        real = getattr(EngineProcess, step)
+
+        def lacks(*args: Any) -> Any:
+            if lacking:
+                raise lacking.pop()
+            return real(*args)
+
+        monkeypatch.setattr(EngineProcess, step, lacks)
+        await die(each)
+        await up_again(each)
+        assert len(each.time.slept) == 3
+    assert "the engine cannot be reached: [Errno 24] Too many open files" in caplog.messages
+
+
 async def test_failing_restarts_wait_twice_as_long_each_up_to_a_limit(tmp_path: Path) -> None:
     async with world("crash-after", str(tmp_path / "mark"), backoff=Backoff(first_s=1, limit_s=3)) as each:
         await each.start()
@@ -101,6 +125,36 @@ async def test_failing_restarts_wait_twice_as_long_each_up_to_a_limit(tmp_path: 
         with pytest.raises(EngineUnavailable) as refused:
             await each.ask(1)
         assert refused.value.retry_after_s == 3
+
+
+async def test_a_restart_that_does_not_become_ready_is_ended_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first start, which people watch, has no limit; nor has what comes after an engine is ready."""
+    monkeypatch.setattr(supervisor, "START_S", 0.01)
+    async with world("silent-after", str(tmp_path / "mark")) as each:
+        await each.start()
+        each.time.max_sleeps = 3
+        await die(each)
+        await each.time.changes.until(lambda: len(each.time.slept) == 3)
+        assert each.supervisor.pid is None
+    assert caplog.messages.count("the engine was not ready after 0.01 s") == 2
+
+
+async def test_one_that_is_ready_after_a_restart_has_no_limit_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[asyncio.Timeout] = []
+    real = Supervisor._note_ready
+
+    def note(self: Supervisor, limit: asyncio.Timeout, ready: Ready) -> None:
+        assert (limit.when() is None) == (not limits)
+        limits.append(limit)
+        real(self, limit, ready)
+
+    monkeypatch.setattr(Supervisor, "_note_ready", note)
+    async with started() as each:
+        await die(each)
+        await up_again(each)
+        assert [limit.when() for limit in limits] == [None, None]
 
 
 @pytest.mark.parametrize(("healthy_for_s", "second_delay_s"), [(59, 2), (60, 1)])
