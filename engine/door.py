@@ -62,7 +62,11 @@ class UnixDoor:
         self.listener.setblocking(False)
 
     def turn(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> Wire | None:
-        sock, _ = self.listener.accept()
+        try:
+            sock, _ = self.listener.accept()
+        except OSError as error:  # as over TCP
+            log.warning("cannot accept a connection: %s", error)
+            return None
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         return sock
@@ -121,6 +125,8 @@ class TlsDoor:
         return None
 
     def _go_on(self, selector: selectors.BaseSelector, handshake: _Handshake) -> Wire | None:
+        if self._handshakes.get(handshake.sock.fileno()) is not handshake:
+            return None  # it made room for a newcomer after the selector had told of both
         try:
             handshake.sock.do_handshake()
         except ssl.SSLWantReadError:

@@ -2,12 +2,14 @@
 nothing."""
 
 import logging
+import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -207,6 +209,41 @@ def test_the_oldest_makes_room(
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_one_that_made_room_is_passed_over_in_the_rest_of_the_batch(
+    tls_door: TlsDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MAX_HANDSHAKES", 1)
+    address = (HOST, tls_door.port)
+    with selectors.DefaultSelector() as selector:
+        newcomers = selector.register(tls_door.listener, selectors.EVENT_READ)
+        with socket.create_connection(address, timeout=10) as first:
+            tls_door.turn(selector, newcomers)
+            first.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with socket.create_connection(address, timeout=10):
+                while len(batch := [key for key, _ in selector.select(10)]) < 2:
+                    assert batch, "nothing comes"
+                batch.sort(key=lambda key: key is not newcomers)
+                assert [tls_door.turn(selector, key) for key in batch] == [None, None]
+                assert ended(first)
+                tls_door.close(selector)
+
+
+def test_a_fault_of_one_is_not_the_end_of_all(
+    server: Server, connect: Connect, sides: Sides, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn, faults = TlsDoor.turn, [ValueError("a fault")]
+
+    def faulty(*args: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return turn(*args)
+
+    monkeypatch.setattr(TlsDoor, "turn", faulty)
+    connect(sides.gateway).send(SUBMIT)
+    assert len(taken(server, 1)) == 1
+    assert "ValueError: a fault" in caplog.text
 
 
 def test_keys_are_in_no_text_of_a_configuration(sides: Sides) -> None:

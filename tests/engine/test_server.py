@@ -168,7 +168,11 @@ def test_outputs_larger_than_the_socket_takes_at_once_arrive_whole(
     assert gateway.receive() == Outputs([], [], STATS)
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\x03\0\0\0abc", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff\xff\xff\xff", b"\x03\0\0\0abc", b"GET / HTTP/1.1\r\n\r\n", b"\x40\x0d\x03\0" + b"\x91" * 200_000],
+    ids=["too long", "no msgpack", "http", "nested deeper than a decoder follows"],
+)
 def test_who_does_not_speak_the_protocol_is_cut_off_alone(
     server: Server, gateways: Callable[[], Gateway], garbage: bytes
 ) -> None:
