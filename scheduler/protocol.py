@@ -48,7 +48,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str  # path of a .gguf file, of a folder with config.json, or of a checkpoint of rosellm or nanochat
     format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"]  # dummy: seeded weights for a config.json
-    socket_path: str
+    socket_path: str  # its own, new at each start; files beside it begin with the same name
     tcp: Tcp | None = None  # listen there, and not at socket_path
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

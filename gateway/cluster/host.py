@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -28,6 +30,7 @@ class EngineHost:
     def __init__(self) -> None:
         configure_logging("info", "text")  # into the files that Ray keeps of its workers
         self._engine: EngineProcess | None = None
+        self._folder: str | None = None  # of files by which the engine's ranks find each other
 
     async def start(self, order: bytes) -> bytes:
         """Returns an Answer, once the engine can be connected to."""
@@ -35,6 +38,7 @@ class EngineHost:
             answer: Answer = await self._start(msgspec.json.decode(order, type=Order))
         except EngineFailed as failure:
             answer = Refused(failure.kind, failure.message)
+            self._tidy()
         return msgspec.json.encode(answer)
 
     async def _start(self, order: Order) -> Started:
@@ -44,6 +48,7 @@ class EngineHost:
             asked,
             model=await asyncio.to_thread(model_here, order, address),
             tcp=Tcp(address, 0, asked.tcp.credentials),
+            socket_path=str(Path(self._new_folder()) / "engine.sock"),
         )
         environ = {name: value for name, value in os.environ.items() if name not in OF_RAY}
         self._engine = await EngineProcess.start(ENGINE_COMMAND, config, environ)
@@ -54,6 +59,7 @@ class EngineHost:
         assert self._engine is not None, "run before start"
         while (words := await self._engine.last_words()) is None:
             logging.getLogger("headrace.cluster").debug("the engine runs")
+        self._tidy()
         return msgspec.json.encode(Ended(words, self._engine.was_killed))
 
     async def lives(self) -> bool:
@@ -62,10 +68,22 @@ class EngineHost:
     async def stop(self) -> None:
         if self._engine is not None:
             await self._engine.stop()
+        self._tidy()
 
     async def kill(self) -> None:
         if self._engine is not None:
             self._engine.kill()
+
+    def _new_folder(self) -> str:
+        """Of this engine alone: ranks that read what others have left would wait for them."""
+        self._folder = tempfile.mkdtemp(prefix="headrace-")
+        return self._folder
+
+    def _tidy(self) -> None:
+        """After the engine's end."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
 
 def model_here(order: Order, node: str) -> str:

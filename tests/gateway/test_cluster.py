@@ -2,17 +2,23 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from gateway.cli import with_address
-from gateway.cluster import draining
+from gateway.cluster import draining, host
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
+from gateway.cluster.messages import Answer, Order, Started
 from gateway.cluster.options import Share, check_ray, num_replicas, share_of
 from gateway.cluster.places import crowded_nodes
 from gateway.config import Config, ConfigError
+from gateway.model.resolve import ModelRequest
+from scheduler.protocol import Credentials, EngineConfig, Tcp
 
 FILES = {"engine_tls_cert": "c", "engine_tls_key": "k", "engine_tls_ca": "a"}
 
@@ -78,6 +84,64 @@ def test_nodes_that_have_more_than_others_are_avoided() -> None:
     assert crowded_nodes(nodes, share, ["a", "b"]) == frozenset()
     assert crowded_nodes(nodes, share, ["a", "b", "a", "gone"]) == {"a"}
     assert crowded_nodes({}, share, ["gone"]) == frozenset()
+
+
+@dataclass
+class Program:
+    """An EngineProcess that has only been told what to do."""
+
+    config: EngineConfig
+    ended: str | None = None
+
+    was_killed = False
+
+    async def port(self) -> int:
+        return 1
+
+    async def last_words(self) -> str | None:
+        return self.ended
+
+    async def stop(self) -> None:
+        self.ended = "stopped"
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """That hosts start, without Ray."""
+    started: list[Program] = []
+
+    async def start(command: object, config: EngineConfig, environ: object) -> Program:
+        started.append(Program(config))
+        return started[-1]
+
+    context = SimpleNamespace(get_node_id=lambda: "a")
+    monkeypatch.setattr(host, "configure_logging", lambda *how: None)
+    monkeypatch.setattr(host.EngineProcess, "start", start)
+    monkeypatch.setattr(host.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(host.ray, "get_runtime_context", lambda: context)
+    return started
+
+
+def an_order(folder: Path) -> bytes:
+    tcp = Tcp("", 0, Credentials("", "", ""))
+    config = EngineConfig(model=str(folder), format="dummy", socket_path="", tcp=tcp, tp=2)
+    return msgspec.json.encode(Order(config, ModelRequest(str(folder))))
+
+
+async def test_ranks_of_two_engines_on_a_node_meet_in_folders_of_their_own(
+    programs: list[Program], tmp_path: Path
+) -> None:
+    hosts = [host.EngineHost(), host.EngineHost()]
+    for each in hosts:
+        assert isinstance(msgspec.json.decode(await each.start(an_order(tmp_path)), type=Answer), Started)
+    folders = [Path(program.config.socket_path).parent for program in programs]
+    assert folders[0] != folders[1] and all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders)
+    (folders[0] / "engine.sock.ranks").touch()
+    await hosts[0].stop()
+    assert [folder.exists() for folder in folders] == [False, True]
+    programs[1].ended = "it ended by itself"
+    await hosts[1].run()
+    assert not folders[1].exists()
 
 
 @dataclass
