@@ -62,7 +62,6 @@ class Ranks:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts them. on_loss: called once, by whichever thread learns of it, when all other ranks are killed."""
-        assert config.socket_path, "ranks of which engine?"  # a file that engines share would mix their groups
         self.seat = Seat(0, config.tp, f"{config.socket_path}.ranks")
         self._on_loss = on_loss
         self._clock = clock

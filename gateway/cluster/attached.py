@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import ray.exceptions
 
 from gateway.cluster.messages import Known, Life
 from gateway.cluster.registry import WAIT_S, ask_known, find
-from gateway.cluster.session import last_line
+from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
@@ -40,7 +39,7 @@ class AttachLauncher:
         try:
             while (told := await self._ask()) is None:
                 log.debug("replica %d is not there yet", self._replica)
-        except (TimeoutError, ray.exceptions.RayError) as error:
+        except FAILURES as error:
             self._registry = None
             raise EngineFailed("lost", f"the server named {self._name} is gone: {last_line(error)}") from error
         life = msgspec.json.decode(told, type=Life)
@@ -90,7 +89,7 @@ class AttachedEngine:
         try:
             async with asyncio.timeout(LAST_WORDS_S + ANSWER_S):
                 told = await self._registry.end_of.remote(self._replica, self._number, LAST_WORDS_S)
-        except (TimeoutError, ray.exceptions.RayError):
+        except FAILURES:
             return "the engine is gone, and so is the gateway that kept it"
         life = None if told is None else msgspec.json.decode(told, type=Life)
         if life is None or life.ended is None:

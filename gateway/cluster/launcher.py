@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import ray
 import ray.exceptions
 
 from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
 from gateway.cluster.places import Place, Places
-from gateway.cluster.session import last_line
+from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
@@ -57,7 +56,7 @@ class RayLauncher:
         try:
             started = await self._start(place)
         except BaseException:
-            place.leave()
+            await place.leave()
             raise
         tcp = Tcp(started.host, started.port, self._credentials)
         log.info("replica %d is at %s:%d", self.replica, started.host, started.port)
@@ -71,7 +70,7 @@ class RayLauncher:
                 answer: Answer = _answer.decode(await place.host.start.remote(self._order))
         except TimeoutError:
             raise EngineFailed("lost", f"the engine did not start within {START_S:g} s") from None
-        except ray.exceptions.RayError as error:
+        except FAILURES as error:
             raise EngineFailed("lost", f"the engine's host failed: {last_line(error)}") from error
         if isinstance(answer, Refused):
             raise EngineFailed(answer.kind, answer.message)
@@ -154,17 +153,17 @@ class RayEngine:
         return True
 
     async def stop(self) -> None:
-        self._life.end(Ended(self._ended.words if self._ended else "the engine was stopped", self.was_killed))
         try:
+            self._life.end(Ended(self._ended.words if self._ended else "the engine was stopped", self.was_killed))
             if self._ended is None and not self._is_silent:
                 self._is_ours = True
                 async with asyncio.timeout(STOP_S):
                     await self._place.host.stop.remote()
-        except (TimeoutError, ray.exceptions.RayError) as error:
+        except FAILURES as error:
             log.warning("the engine at %s was not stopped: %s", self._tcp.host, last_line(error))
         finally:
             self._running.cancel()
-            self._place.leave()
+            await self._place.leave()
 
     def kill(self) -> None:
         if self._place.host is not None:

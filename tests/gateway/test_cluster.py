@@ -1,6 +1,7 @@
 """Options of Ray, and what can be told of a cluster without one. tests/e2e/test_ray.py has a real one."""
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,15 +9,18 @@ from typing import cast
 
 import msgspec
 import pytest
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
 
 from gateway.cli import with_address
-from gateway.cluster import draining, host
+from gateway.cluster import draining, host, places, registry
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
 from gateway.cluster.messages import Answer, Order, Started
 from gateway.cluster.options import Share, check_ray, num_replicas, share_of
 from gateway.cluster.places import crowded_nodes
 from gateway.config import Config, ConfigError
+from gateway.engines.socket import EngineFailed
 from gateway.model.resolve import ModelRequest
 from scheduler.protocol import Credentials, EngineConfig, Tcp
 
@@ -142,6 +146,80 @@ async def test_ranks_of_two_engines_on_a_node_meet_in_folders_of_their_own(
     programs[1].ended = "it ended by itself"
     await hosts[1].run()
     assert not folders[1].exists()
+
+
+@pytest.mark.parametrize("step", ["placement_group", "placement_group_table"])
+@pytest.mark.parametrize("failure", [RayError("the head is away"), KeyError("bundles"), OSError("gone")])
+async def test_where_ray_fails_there_is_no_place_for_now(
+    step: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that the supervisor meets with another try."""
+    removed: list[object] = []
+
+    def fails(*args: object, **options: object) -> object:
+        raise failure
+
+    group = SimpleNamespace(wait=lambda seconds: True)
+    monkeypatch.setattr(places, "placement_group", lambda *args, **options: group)
+    monkeypatch.setattr(places, "remove_placement_group", removed.append)
+    monkeypatch.setattr(places, step, fails)
+    order = msgspec.json.decode(an_order(Path()), type=Order)
+    taken = places.Places(Share(1.0, 0), dict)
+    launcher = RayLauncher(3, order, taken, Credentials("", "", ""), None, iter([1]))
+    with pytest.raises(EngineFailed, match="Ray has no place for replica 3") as failed:
+        await launcher.start(Path())
+    assert failed.value.kind == "lost"
+    assert removed == ([group] if step == "placement_group_table" else [])
+
+
+async def test_where_ray_fails_no_server_is_found_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> object:
+        raise RayError("the head is away")
+
+    monkeypatch.setattr(registry.ray, "get_actor", fails)
+    with pytest.raises(EngineFailed, match="Ray cannot tell of the server named x: the head is away"):
+        registry.find("x")
+
+
+async def test_a_place_is_given_back_though_its_host_is_not_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    removed: list[object] = []
+    left: list[bool] = []
+
+    def kill(host: object) -> None:
+        raise RayError("the head is away")
+
+    monkeypatch.setattr(places.ray, "kill", kill)
+    monkeypatch.setattr(places, "remove_placement_group", removed.append)
+    group = cast(PlacementGroup, object())
+    place = places.Place(group, "a", object(), lambda: left.append(True))
+    await place.leave()
+    await place.leave()
+    assert (removed, left) == ([group], [True])
+    assert "was not ended: the head is away" in caplog.text
+
+
+async def test_a_head_that_does_not_answer_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers, turns = threading.Event(), 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(places.ray, "kill", lambda host: answers.wait(30))
+    monkeypatch.setattr(places, "remove_placement_group", lambda group: None)
+    monkeypatch.setattr(places, "LEAVE_S", 0.05)
+    turning = asyncio.create_task(turn())
+    await places.Place(cast(PlacementGroup, object()), "a", object(), lambda: None).leave()
+    assert turns > 1 and not answers.is_set()
+    assert "Ray has not taken a place back" in caplog.text
+    turning.cancel()
+    answers.set()
 
 
 @dataclass
