@@ -19,6 +19,7 @@ from gateway.cluster.launcher import RayLauncher
 from gateway.cluster.messages import Answer, Order, Started
 from gateway.cluster.options import Share, check_ray, num_replicas, share_of
 from gateway.cluster.places import crowded_nodes
+from gateway.cluster.server import sharers
 from gateway.config import Config, ConfigError
 from gateway.engines.socket import EngineFailed
 from gateway.model.resolve import ModelRequest
@@ -88,6 +89,14 @@ def test_nodes_that_have_more_than_others_are_avoided() -> None:
     assert crowded_nodes(nodes, share, ["a", "b"]) == frozenset()
     assert crowded_nodes(nodes, share, ["a", "b", "a", "gone"]) == {"a"}
     assert crowded_nodes({}, share, ["gone"]) == frozenset()
+
+
+def test_nodes_that_hold_no_engine_share_none() -> None:
+    head, worker = {"memory": 1.0}, {"CPU": 8.0}
+    nodes = {"head": head, "gateway": {"CPU": 0.0}, "a": worker, "b": worker}
+    assert sharers(4, Share(1.0, 0), nodes) == 2
+    assert sharers(3, Share(1.0, 0), {"head": head}) == 3  # until the autoscaler has brought one
+    assert sharers(4, Share(1.0, 1), nodes) == 1
 
 
 @dataclass
