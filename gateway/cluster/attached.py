@@ -15,6 +15,7 @@ from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
+from gateway.errors import ServerReplaced
 from scheduler.protocol import Tcp
 
 LAST_WORDS_S = 8.0  # as long as the first gateway may take to find out
@@ -48,12 +49,13 @@ class AttachLauncher:
         return AttachedEngine(self._registry, self._replica, life.number, tcp)
 
     async def _find(self) -> None:
-        """Of a server that was started anew, all is new: certificates too. Raises EngineFailed."""
+        """Of a server that was started anew, all is new: certificates too. Raises EngineFailed, or ServerReplaced."""
         self._registry = await asyncio.to_thread(find, self._name)
         known = await asyncio.to_thread(ask_known, self._name)
         if (known.model, known.replicas) != (self._known.model, self._known.replicas):
-            self._registry = None
-            raise EngineFailed("lost", f"the server named {self._name} is another one now: restart this gateway")
+            raise ServerReplaced(
+                f"the server named {self._name} has another model or number of replicas now: start this gateway again"
+            )
         self._known, self._last = known, 0
 
     async def _ask(self) -> bytes | None:

@@ -13,17 +13,21 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from gateway.cli import with_address
-from gateway.cluster import draining, host, places, registry
+from gateway.cluster import attached, draining, host, places, registry
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
-from gateway.cluster.messages import Answer, Order, Started
+from gateway.cluster.messages import Answer, Known, Order, Started
 from gateway.cluster.options import Share, check_ray, num_replicas, share_of
 from gateway.cluster.places import crowded_nodes
 from gateway.cluster.server import sharers
 from gateway.config import Config, ConfigError
-from gateway.engines.socket import EngineFailed
+from gateway.engines.socket import EngineFailed, SocketEngine
+from gateway.engines.supervisor import Supervisor
+from gateway.errors import ServerReplaced
 from gateway.model.resolve import ModelRequest
+from gateway.siblings.messages import Model
 from scheduler.protocol import Credentials, EngineConfig, Tcp
+from tests.fixtures.engines import RecordingObserver
 
 FILES = {"engine_tls_cert": "c", "engine_tls_key": "k", "engine_tls_ca": "a"}
 
@@ -188,6 +192,23 @@ async def test_where_ray_fails_no_server_is_found_for_now(monkeypatch: pytest.Mo
     monkeypatch.setattr(registry.ray, "get_actor", fails)
     with pytest.raises(EngineFailed, match="Ray cannot tell of the server named x: the head is away"):
         registry.find("x")
+
+
+@pytest.mark.parametrize("changed", [{"replicas": 2}, {"model": Model("elsewhere", "dummy", "m")}])
+async def test_a_server_that_is_another_one_now_ends_the_gateway(
+    changed: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known = Known(Model(str(tmp_path), "dummy", "m"), 1, Credentials("", "", ""))
+    monkeypatch.setattr(attached, "find", lambda name: object())
+    monkeypatch.setattr(attached, "ask_known", lambda name: msgspec.structs.replace(known, **changed))
+    observer = RecordingObserver()
+    launcher = attached.AttachLauncher("x", 0, known)
+    supervisor = Supervisor(launcher, SocketEngine(observer), observer, tmp_path)
+    async with asyncio.timeout(10):
+        for ending in (supervisor.start(print), supervisor.watch()):
+            with pytest.raises(ServerReplaced, match="the server named x has another model or number of replicas"):
+                await ending
+        await supervisor.close()
 
 
 async def test_a_place_is_given_back_though_its_host_is_not_ended(
