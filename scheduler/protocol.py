@@ -19,6 +19,7 @@ LENGTH_BYTES = 4
 MAX_SNAPSHOT_ROWS = 256
 MAX_SNAPSHOT_CELLS = 1024
 ENGINE_NAME = "headrace-engine"  # that the certificate of every engine has, whatever its machine is called
+GATEWAY_NAME = "headrace-gateway"
 # Of a TCP connection on which nothing is said: asked after so many seconds, then so often, until it is given up.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +17,20 @@ import pytest
 from engine import door
 from engine.door import TlsDoor
 from engine.server import Server
+from gateway.cluster import certificates
 from gateway.cluster.certificates import Sides, make_credentials
 from gateway.engines.tls import client_context
-from scheduler.protocol import ENGINE_NAME, Credentials, Output, Outputs, Progress, StepRecord, Submit, Tcp
+from scheduler.protocol import (
+    ENGINE_NAME,
+    GATEWAY_NAME,
+    Credentials,
+    Output,
+    Outputs,
+    Progress,
+    StepRecord,
+    Submit,
+    Tcp,
+)
 from scheduler.types import SamplingParams
 from tests.engine.test_server import STATS, SUBMIT, Gateway, taken
 
@@ -161,6 +173,29 @@ def test_who_has_no_certificate_of_a_gateway_is_refused(
     gateway = connect(sides.gateway)
     gateway.send(SUBMIT)
     assert len(taken(server, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "let_in"), [(GATEWAY_NAME, True), (ENGINE_NAME, True), ("billing.example.com", False)]
+)
+def test_of_an_authority_that_signs_for_others_too_only_gateways_are_let_in(
+    name: str, let_in: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator's certificate for both sides has the name of engines."""
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(certificates, "GATEWAY_NAME", name)
+    sides = make_credentials(datetime.now(UTC))
+    tls_door = TlsDoor(Tcp(HOST, 0, sides.engine))
+    server = Server(tls_door, pulse_s=0.02)
+    gateway = TlsGateway(tls_door.port, client_context(sides.gateway))
+    with closing(gateway.sock):
+        if let_in:
+            gateway.send(SUBMIT)
+            assert len(taken(server, 1)) == 1
+        else:
+            assert ended(gateway.sock)
+            wait_for("its certificate has none of the names headrace-engine and headrace-gateway", caplog)
+    server.close(10)
 
 
 def wait_for(words: str, caplog: pytest.LogCaptureFixture) -> None:
