@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import ray
 
-from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
+from gateway.cluster.messages import Answer, Ended, Fetched, Order, Refused, Started
 from gateway.engines.process import EngineProcess
 from gateway.engines.socket import EngineFailed
 from gateway.engines.supervisor import ENGINE_COMMAND
@@ -30,10 +30,21 @@ class EngineHost:
     def __init__(self) -> None:
         configure_logging("info", "text")  # into the files that Ray keeps of its workers
         self._engine: EngineProcess | None = None
+        self._model: str | None = None  # its path on this node
         self._folder: str | None = None  # of files by which the engine's ranks find each other
 
+    async def fetch(self, order: bytes) -> bytes:
+        """First: an Answer, once the model is on this node."""
+        try:
+            asked = msgspec.json.decode(order, type=Order)
+            self._model = await asyncio.to_thread(model_here, asked, ray.util.get_node_ip_address())
+            answer: Answer = Fetched()
+        except EngineFailed as failure:
+            answer = Refused(failure.kind, failure.message)
+        return msgspec.json.encode(answer)
+
     async def start(self, order: bytes) -> bytes:
-        """Returns an Answer, once the engine can be connected to."""
+        """Then: an Answer, once the engine can be connected to."""
         try:
             answer: Answer = await self._start(msgspec.json.decode(order, type=Order))
         except EngineFailed as failure:
@@ -43,10 +54,10 @@ class EngineHost:
 
     async def _start(self, order: Order) -> Started:
         address, asked = ray.util.get_node_ip_address(), order.config
-        assert asked.tcp is not None
+        assert asked.tcp is not None and self._model is not None
         config = msgspec.structs.replace(
             asked,
-            model=await asyncio.to_thread(model_here, order, address),
+            model=self._model,
             tcp=Tcp(address, 0, asked.tcp.credentials),
             socket_path=str(Path(self._new_folder()) / "engine.sock"),
         )

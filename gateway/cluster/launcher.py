@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import ray.exceptions
 
-from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
+from gateway.cluster.messages import Answer, Ended, Fetched, Order, Refused, Started
 from gateway.cluster.places import Place, Places
 from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
@@ -20,7 +20,8 @@ from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
 from scheduler.protocol import Credentials, Tcp
 
-START_S = 600.0  # for the model may have to be fetched on that node
+FETCH_S = 3600.0  # for a model that its node has yet to get from the hub
+START_S = 600.0
 ANSWER_S = 2.0  # of a host
 LAST_WORDS_S = 5.0  # until the process of an engine that has closed its connection has ended
 STOP_S = 12.0  # EngineProcess.stop takes ten
@@ -65,11 +66,18 @@ class RayLauncher:
         return self.engine
 
     async def _start(self, place: Place) -> Started:
+        await self._ask(place.host.fetch, FETCH_S, "have its model")
+        answer = await self._ask(place.host.start, START_S, "start")
+        assert isinstance(answer, Started)
+        return answer
+
+    async def _ask(self, what: Any, seconds: float, words: str) -> Fetched | Started:
+        """what: a method of the host. Raises EngineFailed."""
         try:
-            async with asyncio.timeout(START_S):
-                answer: Answer = _answer.decode(await place.host.start.remote(self._order))
+            async with asyncio.timeout(seconds):
+                answer: Answer = _answer.decode(await what.remote(self._order))
         except TimeoutError:
-            raise EngineFailed("lost", f"the engine did not start within {START_S:g} s") from None
+            raise EngineFailed("lost", f"the engine did not {words} within {seconds:g} s") from None
         except FAILURES as error:
             raise EngineFailed("lost", f"the engine's host failed: {last_line(error)}") from error
         if isinstance(answer, Refused):

@@ -13,10 +13,10 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from gateway.cli import with_address
-from gateway.cluster import attached, draining, host, places, registry
+from gateway.cluster import attached, draining, host, launcher, places, registry
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
-from gateway.cluster.messages import Answer, Known, Order, Started
+from gateway.cluster.messages import Answer, Fetched, Known, Order, Refused, Started
 from gateway.cluster.options import Share, check_ray, num_replicas, share_of
 from gateway.cluster.places import crowded_nodes
 from gateway.cluster.server import sharers
@@ -150,6 +150,7 @@ async def test_ranks_of_two_engines_on_a_node_meet_in_folders_of_their_own(
 ) -> None:
     hosts = [host.EngineHost(), host.EngineHost()]
     for each in hosts:
+        await each.fetch(an_order(tmp_path))
         assert isinstance(msgspec.json.decode(await each.start(an_order(tmp_path)), type=Answer), Started)
     folders = [Path(program.config.socket_path).parent for program in programs]
     assert folders[0] != folders[1] and all(folder.stat().st_mode & 0o777 == 0o700 for folder in folders)
@@ -178,9 +179,8 @@ async def test_where_ray_fails_there_is_no_place_for_now(
     monkeypatch.setattr(places, step, fails)
     order = msgspec.json.decode(an_order(Path()), type=Order)
     taken = places.Places(Share(1.0, 0), dict)
-    launcher = RayLauncher(3, order, taken, Credentials("", "", ""), None, iter([1]))
     with pytest.raises(EngineFailed, match="Ray has no place for replica 3") as failed:
-        await launcher.start(Path())
+        await RayLauncher(3, order, taken, Credentials("", "", ""), None, iter([1])).start(Path())
     assert failed.value.kind == "lost"
     assert removed == ([group] if step == "placement_group_table" else [])
 
@@ -202,8 +202,7 @@ async def test_a_server_that_is_another_one_now_ends_the_gateway(
     monkeypatch.setattr(attached, "find", lambda name: object())
     monkeypatch.setattr(attached, "ask_known", lambda name: msgspec.structs.replace(known, **changed))
     observer = RecordingObserver()
-    launcher = attached.AttachLauncher("x", 0, known)
-    supervisor = Supervisor(launcher, SocketEngine(observer), observer, tmp_path)
+    supervisor = Supervisor(attached.AttachLauncher("x", 0, known), SocketEngine(observer), observer, tmp_path)
     async with asyncio.timeout(10):
         for ending in (supervisor.start(print), supervisor.watch()):
             with pytest.raises(ServerReplaced, match="the server named x has another model or number of replicas"):
@@ -250,6 +249,56 @@ async def test_a_head_that_does_not_answer_holds_nobody_up(
     assert "Ray has not taken a place back" in caplog.text
     turning.cancel()
     answers.set()
+
+
+@dataclass
+class Remote:
+    """A method of an actor."""
+
+    answer: Answer | None  # None: never
+
+    async def remote(self, order: bytes) -> bytes:
+        if self.answer is None:
+            await asyncio.Event().wait()
+        return msgspec.json.encode(self.answer)
+
+
+@dataclass
+class StandingPlace:
+    host: object
+    left: bool = False
+
+    async def leave(self) -> None:
+        self.left = True
+
+
+@dataclass
+class StandingPlaces:
+    place: StandingPlace
+
+    async def take(self, replica: int) -> StandingPlace:
+        return self.place
+
+
+@pytest.mark.parametrize(
+    ("fetch", "start", "words"),
+    [
+        (None, Started("a", 1, "n"), "did not have its model within 0.5 s"),
+        (Refused("model", "it is nowhere"), Started("a", 1, "n"), "it is nowhere"),
+        (Fetched(), None, "did not start within 0.01 s"),
+    ],
+)
+async def test_the_model_and_the_engine_have_a_limit_each(
+    fetch: Answer | None, start: Answer | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "FETCH_S", 0.5)
+    monkeypatch.setattr(launcher, "START_S", 0.01)
+    place = StandingPlace(SimpleNamespace(fetch=Remote(fetch), start=Remote(start)))
+    order = msgspec.json.decode(an_order(Path()), type=Order)
+    taken = cast(places.Places, StandingPlaces(place))
+    with pytest.raises(EngineFailed, match=words):
+        await RayLauncher(0, order, taken, Credentials("", "", ""), None, iter([1])).start(Path())
+    assert place.left
 
 
 @dataclass
