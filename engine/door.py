@@ -1,5 +1,5 @@
-"""How gateways get in: through a unix socket, or over TCP with a certificate of the same authority as ours. Used by the
-I/O thread, which never waits for anybody."""
+"""How gateways get in: through a unix socket, or over TCP with a gateway's certificate of the same authority as ours.
+Used by the I/O thread, which never waits for anybody."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from scheduler.protocol import KEEPALIVE, Credentials, EngineConfig, Tcp
+from scheduler.protocol import ENGINE_NAME, GATEWAY_NAME, KEEPALIVE, Credentials, EngineConfig, Tcp
 
 log = logging.getLogger("headrace.engine")
 
@@ -24,6 +24,9 @@ TCP_SOCKET_BYTES = 32 << 10  # the same, and what the other machine has not conf
 RECORD_BYTES = 1 << 14  # of TLS
 HANDSHAKE_S = 10.0
 MAX_HANDSHAKES = 64  # at a time; the oldest makes room
+# One of these a gateway's certificate must have: an authority that signs others too does not let all of them in. The
+# engine's is that of a certificate for both sides.
+CLIENT_NAMES = frozenset({GATEWAY_NAME, ENGINE_NAME})
 
 
 class Wire(Protocol):
@@ -62,7 +65,11 @@ class UnixDoor:
         self.listener.setblocking(False)
 
     def turn(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> Wire | None:
-        sock, _ = self.listener.accept()
+        try:
+            sock, _ = self.listener.accept()
+        except OSError as error:  # as over TCP
+            log.warning("cannot accept a connection: %s", error)
+            return None
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         return sock
@@ -82,7 +89,7 @@ class _Handshake:
 
 
 class TlsDoor:
-    """Who has no certificate of our authority is refused, and so is who says nothing."""
+    """Who has no certificate of our authority for a gateway is refused, and so is who says nothing."""
 
     def __init__(self, tcp: Tcp, clock: Callable[[], float] = time.monotonic) -> None:
         self._context = _context(tcp.credentials)
@@ -121,6 +128,8 @@ class TlsDoor:
         return None
 
     def _go_on(self, selector: selectors.BaseSelector, handshake: _Handshake) -> Wire | None:
+        if self._handshakes.get(handshake.sock.fileno()) is not handshake:
+            return None  # it made room for a newcomer after the selector had told of both
         try:
             handshake.sock.do_handshake()
         except ssl.SSLWantReadError:
@@ -130,6 +139,11 @@ class TlsDoor:
         except OSError as error:
             self._refuse(selector, handshake, _words(error))
         else:
+            if CLIENT_NAMES.isdisjoint(_names(handshake.sock)):
+                self._refuse(
+                    selector, handshake, f"its certificate has none of the names {' and '.join(sorted(CLIENT_NAMES))}"
+                )
+                return None
             self._forget(selector, handshake)
             return TlsWire(handshake.sock)
         return None
@@ -208,8 +222,20 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     with tempfile.NamedTemporaryFile("w") as file:  # ours alone; OpenSSL reads nothing but files
         file.write(f"{credentials.certificate}\n{credentials.key}")
         file.flush()
-        context.load_cert_chain(file.name)
+        context.load_cert_chain(file.name, password=_no_passphrase)
     return context
+
+
+def _no_passphrase() -> str:
+    """OpenSSL would ask a terminal. Gateways refuse such keys before they come to us."""
+    raise ValueError("the key has a passphrase")
+
+
+def _names(sock: ssl.SSLSocket) -> set[str]:
+    """DNS names of the other side's certificate, which has been verified."""
+    certificate = sock.getpeercert() or {}
+    named: Any = certificate.get("subjectAltName", ())
+    return {name for kind, name in named if kind == "DNS"}
 
 
 def _prepare(sock: socket.socket) -> None:

@@ -218,8 +218,8 @@ class Server:
                 elif key.fileobj is self._wakened:
                     self._wakened.recv(4096)
                     self._arrived.set()
-                elif (wire := self._door.turn(selector, key)) is not None:
-                    self._welcome(selector, wire)
+                else:
+                    self._ask_door(selector, key)
             self._door.tire(selector)
             self._arm_writes(selector)
         for connection in self.connections:
@@ -227,6 +227,16 @@ class Server:
         self._door.close(selector)
         selector.close()
         self._wakened.close()
+
+    def _ask_door(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+        """A fault of one who wants in must not be the end of those who are in."""
+        try:
+            wire = self._door.turn(selector, key)
+        except Exception:
+            log.exception("a connection that has just come has failed")
+            return
+        if wire is not None:
+            self._welcome(selector, wire)
 
     def _send_pulse(self) -> None:
         if self._clock() - self._pulsed_at < self._pulse_s:
@@ -270,7 +280,7 @@ class Server:
         try:
             for body in peer.splitter.feed(data):
                 self._deliver(peer.number, to_engine_decoder.decode(body))
-        except (FrameError, msgspec.DecodeError) as error:
+        except (FrameError, msgspec.DecodeError, RecursionError) as error:
             self._drop(selector, peer, f"it does not speak the protocol: {error}")
 
     def _deliver(self, connection: int, message: ToEngine | Gone) -> None:

@@ -22,7 +22,7 @@ from chat.flags import chat
 from gateway.chat_web import command as chat_web
 from gateway.config import CONFIG_FLAG, Config, ConfigError, Option, load_config, log_format_of, options
 from gateway.engines.socket import EngineFailed
-from gateway.errors import ModelError
+from gateway.errors import ModelError, ServerReplaced
 from gateway.http.port import BindError
 from gateway.logs import LogFormat, complain, configure_logging
 from gateway.roseinfer.flags import FLAGS, UNUSED_FLAGS, translated
@@ -196,7 +196,7 @@ def _run(config: Config, notes: Sequence[str] = ()) -> int:
         return _complain(f"keys: {error}", 2, form)
     except ConfigError as error:
         return _complain(str(error), 2, form)
-    except (ModelError, BindError, EngineFailed, GatewayFailed) as error:
+    except (ModelError, BindError, EngineFailed, GatewayFailed, ServerReplaced) as error:
         return _complain(str(error), 1, form)
     except Stopped as stopped:
         return stopped.exit_code

@@ -113,7 +113,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "empty: made at each start."
         ),
     ] = ""
-    engine_tls_key: Annotated[str, Meta(description="Its key.")] = ""
+    engine_tls_key: Annotated[str, Meta(description="Its key, without a passphrase.")] = ""
     engine_tls_ca: Annotated[str, Meta(description="Certificate of the authority that has signed it.")] = ""
     cors_origin: Annotated[str, Meta(description="Origin of web pages that may call the server; * for any.")] = ""
     max_body: Annotated[Size, Meta(description="Largest request body.")] = 16 << 20

@@ -30,3 +30,7 @@ class ApiError(Exception):
 
 class ModelError(Exception):
     """The model cannot be served. One line that names what and why; raised before the port opens."""
+
+
+class ServerReplaced(Exception):
+    """The server to which this gateway has attached itself is another one now: only a new start can follow it."""

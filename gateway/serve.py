@@ -72,8 +72,8 @@ class Surroundings:
 
 
 def serve(config: Config, around: Surroundings) -> int:
-    """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed, GatewayFailed or
-    Stopped."""
+    """Returns the exit code. Raises ConfigError, KeysError, ModelError, BindError, EngineFailed, GatewayFailed,
+    ServerReplaced or Stopped."""
     began = around.clock()
     if config.end_with_stdin:
         end_with_stdin()

@@ -19,6 +19,7 @@ LENGTH_BYTES = 4
 MAX_SNAPSHOT_ROWS = 256
 MAX_SNAPSHOT_CELLS = 1024
 ENGINE_NAME = "headrace-engine"  # that the certificate of every engine has, whatever its machine is called
+GATEWAY_NAME = "headrace-gateway"
 # Of a TCP connection on which nothing is said: asked after so many seconds, then so often, until it is given up.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -48,7 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str  # path of a .gguf file, of a folder with config.json, or of a checkpoint of rosellm or nanochat
     format: Literal["gguf", "safetensors", "dummy", "rosellm", "nanochat"]  # dummy: seeded weights for a config.json
-    socket_path: str
+    socket_path: str  # its own, new at each start; files beside it begin with the same name
     tcp: Tcp | None = None  # listen there, and not at socket_path
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import ray.exceptions
 
 from gateway.cluster.messages import Known, Life
 from gateway.cluster.registry import WAIT_S, ask_known, find
-from gateway.cluster.session import last_line
+from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
+from gateway.errors import ServerReplaced
 from scheduler.protocol import Tcp
 
 LAST_WORDS_S = 8.0  # as long as the first gateway may take to find out
@@ -40,7 +40,7 @@ class AttachLauncher:
         try:
             while (told := await self._ask()) is None:
                 log.debug("replica %d is not there yet", self._replica)
-        except (TimeoutError, ray.exceptions.RayError) as error:
+        except FAILURES as error:
             self._registry = None
             raise EngineFailed("lost", f"the server named {self._name} is gone: {last_line(error)}") from error
         life = msgspec.json.decode(told, type=Life)
@@ -49,12 +49,13 @@ class AttachLauncher:
         return AttachedEngine(self._registry, self._replica, life.number, tcp)
 
     async def _find(self) -> None:
-        """Of a server that was started anew, all is new: certificates too. Raises EngineFailed."""
+        """Of a server that was started anew, all is new: certificates too. Raises EngineFailed, or ServerReplaced."""
         self._registry = await asyncio.to_thread(find, self._name)
         known = await asyncio.to_thread(ask_known, self._name)
         if (known.model, known.replicas) != (self._known.model, self._known.replicas):
-            self._registry = None
-            raise EngineFailed("lost", f"the server named {self._name} is another one now: restart this gateway")
+            raise ServerReplaced(
+                f"the server named {self._name} has another model or number of replicas now: start this gateway again"
+            )
         self._known, self._last = known, 0
 
     async def _ask(self) -> bytes | None:
@@ -90,7 +91,7 @@ class AttachedEngine:
         try:
             async with asyncio.timeout(LAST_WORDS_S + ANSWER_S):
                 told = await self._registry.end_of.remote(self._replica, self._number, LAST_WORDS_S)
-        except (TimeoutError, ray.exceptions.RayError):
+        except FAILURES:
             return "the engine is gone, and so is the gateway that kept it"
         life = None if told is None else msgspec.json.decode(told, type=Life)
         if life is None or life.ended is None:

@@ -16,9 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gateway.config import ConfigError
 from gateway.engines.tls import client_context
-from scheduler.protocol import ENGINE_NAME, Credentials
+from scheduler.protocol import ENGINE_NAME, GATEWAY_NAME, Credentials
 
-GATEWAY_NAME = "headrace-gateway"
 AUTHORITY_NAME = "headrace-authority"
 SLACK = timedelta(days=1)  # between the clocks of machines
 VALID_FOR = timedelta(days=3650)  # longer than a server runs
@@ -80,10 +79,12 @@ def read_credentials(certificate: Path, key: Path, authority: Path) -> Sides:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(f"engine_tls_{option}: cannot read {path}: {why}") from None
     both = Credentials(*texts)
+    if not both.authority.isascii():  # which Python's ssl takes of no authority
+        raise ConfigError(f"engine_tls_ca: {authority} has text that is not ASCII, maybe in comments: remove it")
     try:
         client_context(both)
     except (ssl.SSLError, ValueError) as error:
-        why = getattr(error, "reason", None) or "they hold no certificates"
+        why = (error.reason if isinstance(error, ssl.SSLError) else str(error)) or "they hold no certificates"
         raise ConfigError(f"engine_tls_cert, engine_tls_key, engine_tls_ca: {why.lower().replace('_', ' ')}") from None
     _check_name(both, certificate)
     return Sides(both, both)

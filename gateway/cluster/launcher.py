@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import ray
 import ray.exceptions
 
-from gateway.cluster.messages import Answer, Ended, Order, Refused, Started
+from gateway.cluster.messages import Answer, Ended, Fetched, Order, Refused, Started
 from gateway.cluster.places import Place, Places
-from gateway.cluster.session import last_line
+from gateway.cluster.session import FAILURES, last_line
 from gateway.engines import tls
 from gateway.engines.handles import EngineHandle, Streams
 from gateway.engines.socket import EngineFailed
 from scheduler.protocol import Credentials, Tcp
 
-START_S = 600.0  # for the model may have to be fetched on that node
+FETCH_S = 3600.0  # for a model that its node has yet to get from the hub
+START_S = 600.0
 ANSWER_S = 2.0  # of a host
 LAST_WORDS_S = 5.0  # until the process of an engine that has closed its connection has ended
 STOP_S = 12.0  # EngineProcess.stop takes ten
@@ -57,7 +57,7 @@ class RayLauncher:
         try:
             started = await self._start(place)
         except BaseException:
-            place.leave()
+            await place.leave()
             raise
         tcp = Tcp(started.host, started.port, self._credentials)
         log.info("replica %d is at %s:%d", self.replica, started.host, started.port)
@@ -66,12 +66,19 @@ class RayLauncher:
         return self.engine
 
     async def _start(self, place: Place) -> Started:
+        await self._ask(place.host.fetch, FETCH_S, "have its model")
+        answer = await self._ask(place.host.start, START_S, "start")
+        assert isinstance(answer, Started)
+        return answer
+
+    async def _ask(self, what: Any, seconds: float, words: str) -> Fetched | Started:
+        """what: a method of the host. Raises EngineFailed."""
         try:
-            async with asyncio.timeout(START_S):
-                answer: Answer = _answer.decode(await place.host.start.remote(self._order))
+            async with asyncio.timeout(seconds):
+                answer: Answer = _answer.decode(await what.remote(self._order))
         except TimeoutError:
-            raise EngineFailed("lost", f"the engine did not start within {START_S:g} s") from None
-        except ray.exceptions.RayError as error:
+            raise EngineFailed("lost", f"the engine did not {words} within {seconds:g} s") from None
+        except FAILURES as error:
             raise EngineFailed("lost", f"the engine's host failed: {last_line(error)}") from error
         if isinstance(answer, Refused):
             raise EngineFailed(answer.kind, answer.message)
@@ -154,17 +161,17 @@ class RayEngine:
         return True
 
     async def stop(self) -> None:
-        self._life.end(Ended(self._ended.words if self._ended else "the engine was stopped", self.was_killed))
         try:
+            self._life.end(Ended(self._ended.words if self._ended else "the engine was stopped", self.was_killed))
             if self._ended is None and not self._is_silent:
                 self._is_ours = True
                 async with asyncio.timeout(STOP_S):
                     await self._place.host.stop.remote()
-        except (TimeoutError, ray.exceptions.RayError) as error:
+        except FAILURES as error:
             log.warning("the engine at %s was not stopped: %s", self._tcp.host, last_line(error))
         finally:
             self._running.cancel()
-            self._place.leave()
+            await self._place.leave()
 
     def kill(self) -> None:
         if self._place.host is not None:

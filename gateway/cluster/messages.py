@@ -18,6 +18,10 @@ class Order(msgspec.Struct, frozen=True):
     request: ModelRequest
 
 
+class Fetched(msgspec.Struct, frozen=True, tag="fetched"):
+    """The model is on the engine's node."""
+
+
 class Started(msgspec.Struct, frozen=True, tag="started"):
     host: str
     port: int
@@ -55,4 +59,4 @@ class Known(msgspec.Struct, frozen=True):
     credentials: Credentials  # of gateways
 
 
-Answer = Started | Refused
+Answer = Fetched | Started | Refused

@@ -4,14 +4,13 @@ node, and each new run is free to go elsewhere."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
-import ray.exceptions
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -22,10 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gateway.cluster.host import EngineHost
 from gateway.cluster.options import Share
+from gateway.cluster.session import FAILURES, last_line
 from gateway.engines.socket import EngineFailed
 
 PLACE_S = 900.0  # an autoscaler may have to start a machine
 PREFER_S = 3.0  # for a node with fewer replicas, which others may have filled
+LEAVE_S = 2.0  # what goes on after it does so in a thread
 LOOK_S = 1.0
 TELL_S = 30.0  # between two lines of the log on waiting for a place
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
@@ -42,15 +43,13 @@ class Place:
         self._group = group
         self._left = left
 
-    def leave(self) -> None:
-        """At once, with all that runs there. Asks Ray, and does not wait. Safe to call again."""
+    async def leave(self) -> None:
+        """At once, with all that runs there. Asks Ray, for at most LEAVE_S. Safe to call again."""
         if self.host is None:
             return
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(self.host)
-            remove_placement_group(self._group)
-        self.host = None
+        host, self.host = self.host, None
         self._left()
+        await _give_back(self._group, host)
 
 
 class Places:
@@ -64,7 +63,13 @@ class Places:
         self._one_by_one = asyncio.Lock()
 
     async def take(self, replica: int) -> Place:
-        """Waits where there is none. Raises EngineFailed if that takes too long."""
+        """Waits where there is none. Raises EngineFailed if that takes too long, or if Ray fails."""
+        try:
+            return await self._take(replica)
+        except FAILURES as error:
+            raise EngineFailed("lost", f"Ray has no place for replica {replica}: {last_line(error)}") from error
+
+    async def _take(self, replica: int) -> Place:
         async with self._one_by_one:
             group = await self._preferred()
             if group is not None:
@@ -81,9 +86,9 @@ class Places:
             if await asyncio.to_thread(group.wait, PREFER_S):
                 return group
         except BaseException:
-            remove_placement_group(group)
+            await _give_back(group)
             raise
-        remove_placement_group(group)
+        await _give_back(group)
         return None
 
     async def _any(self, replica: int) -> PlacementGroup:
@@ -98,7 +103,7 @@ class Places:
                     told = clock()
                     log.warning("replica %d waits for a node with %s free", replica, self._share)
         except BaseException:
-            remove_placement_group(group)
+            await _give_back(group)
             raise
         return group
 
@@ -111,13 +116,13 @@ class Places:
     async def _enter(self, replica: int, group: PlacementGroup) -> Place:
         try:
             table = await asyncio.to_thread(placement_group_table, group)
+            node_id: str = table["bundles_to_node_id"][0]
+            inside = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+            share = {"num_cpus": self._share.num_cpus, "num_gpus": self._share.num_gpus}
+            host = ray.remote(EngineHost).options(**share, scheduling_strategy=inside).remote()
         except BaseException:
-            remove_placement_group(group)
+            await _give_back(group)
             raise
-        node_id: str = table["bundles_to_node_id"][0]
-        inside = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        share = {"num_cpus": self._share.num_cpus, "num_gpus": self._share.num_gpus}
-        host = ray.remote(EngineHost).options(**share, scheduling_strategy=inside).remote()
         self._taken[replica] = node_id
 
         def left() -> None:
@@ -126,10 +131,37 @@ class Places:
         return Place(group, node_id, host, left)
 
 
+async def _give_back(group: PlacementGroup, host: Any = None) -> None:
+    """With the actor in it. In a thread of its own, for Ray waits as long as its head is away: neither the event loop
+    nor the end of this process does."""
+    removing = threading.Thread(target=_remove, args=(group, host), name="leaving a place", daemon=True)
+    removing.start()
+    await asyncio.to_thread(removing.join, LEAVE_S)
+    if removing.is_alive():
+        log.warning("Ray has not taken a place back within %g s", LEAVE_S)
+
+
+def _remove(group: PlacementGroup, host: Any) -> None:
+    try:
+        if host is not None:
+            ray.kill(host)
+    except FAILURES as error:
+        log.warning("an engine's host was not ended: %s", last_line(error))
+    try:
+        remove_placement_group(group)
+    except FAILURES as error:
+        log.warning("a place was not given back: %s", last_line(error))
+
+
+def fitting_nodes(nodes: Mapping[str, Mapping[str, float]], share: Share) -> list[str]:
+    """That can hold an engine at all. nodes: what each has, in use or not."""
+    needs = share.bundle.items()
+    return [node for node, has in nodes.items() if all(has.get(what, 0.0) >= need for what, need in needs)]
+
+
 def crowded_nodes(nodes: Mapping[str, Mapping[str, float]], share: Share, taken: Iterable[str]) -> frozenset[str]:
     """Those with more replicas than the one that has fewest. nodes: what each has. taken: one of them a replica."""
-    needs = share.bundle.items()
-    fit = [node for node, has in nodes.items() if all(has.get(what, 0.0) >= need for what, need in needs)]
+    fit = fitting_nodes(nodes, share)
     num = Counter(taken)
     least = min((num[node] for node in fit), default=0)
     return frozenset(node for node in fit if num[node] > least)

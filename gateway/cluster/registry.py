@@ -9,10 +9,9 @@ from typing import Any
 
 import msgspec
 import ray
-import ray.exceptions
 
 from gateway.cluster.messages import Ended, Known, Life
-from gateway.cluster.session import NAMESPACE, on_this_node
+from gateway.cluster.session import FAILURES, NAMESPACE, last_line, on_this_node
 from gateway.config import ConfigError
 from gateway.engines.socket import EngineFailed
 
@@ -86,11 +85,13 @@ def find(name: str) -> Any:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         raise EngineFailed("lost", f"there is no server named {name} in this cluster") from None
+    except FAILURES as error:
+        raise EngineFailed("lost", f"Ray cannot tell of the server named {name}: {last_line(error)}") from error
 
 
 def ask_known(name: str) -> Known:
     """Blocks. Raises EngineFailed."""
     try:
         return msgspec.json.decode(ray.get(find(name).known.remote(), timeout=WAIT_S), type=Known)
-    except ray.exceptions.RayError as error:
+    except FAILURES as error:
         raise EngineFailed("lost", f"the server named {name} does not answer") from error

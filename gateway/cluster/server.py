@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -18,8 +18,8 @@ from gateway.cluster.certificates import Sides, make_credentials, read_credentia
 from gateway.cluster.draining import leave_draining
 from gateway.cluster.launcher import RayLauncher
 from gateway.cluster.messages import Known, Order
-from gateway.cluster.options import num_replicas, share_of
-from gateway.cluster.places import Places
+from gateway.cluster.options import Share, num_replicas, share_of
+from gateway.cluster.places import Places, fitting_nodes
 from gateway.config import Config
 from gateway.engines.handles import EngineLauncher
 from gateway.errors import ModelError
@@ -65,8 +65,7 @@ class Cluster:
         resources = await asyncio.to_thread(session.resources)
         share = share_of(self._config, resources, width=self._config.tp)
         self._count = num_replicas(self._config, resources, share)
-        num_nodes = len(await asyncio.to_thread(session.nodes))
-        self._sharers = 1 if share.num_gpus else math.ceil(self._count / num_nodes)
+        self._sharers = sharers(self._count, share, await asyncio.to_thread(session.nodes))
         self._places = Places(share, session.nodes)
         known = Known(Model.of(resolved), self._count, self._sides.gateway)
         self._registry = await asyncio.to_thread(registry.create, self._config.ray_name, known)
@@ -91,6 +90,12 @@ class Cluster:
         if self._leaving is not None:
             self._leaving.cancel()
         session.disconnect()
+
+
+def sharers(replicas: int, share: Share, nodes: Mapping[str, Mapping[str, float]]) -> int:
+    """Engines that share the CPUs of a machine. nodes: what each has; where an autoscaler has yet to bring one that
+    fits, it is taken for one."""
+    return 1 if share.num_gpus else math.ceil(replicas / max(1, len(fitting_nodes(nodes, share))))
 
 
 def sides_of(config: Config) -> Sides:

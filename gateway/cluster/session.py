@@ -16,6 +16,8 @@ from gateway.engines.socket import EngineFailed
 
 NAMESPACE = "headrace"
 LOCAL = "local"  # an address: start a cluster of this machine, which ends with us
+# What a question to Ray may end with: not all of its functions say so by a RayError when its head is away for a moment.
+FAILURES = (ray.exceptions.RayError, RuntimeError, LookupError, ValueError, OSError)
 
 log = logging.getLogger("headrace.cluster")
 

@@ -40,4 +40,5 @@ class EngineLauncher(Protocol):
     """What starts the engine of one replica, each time anew."""
 
     async def start(self, socket: Path) -> EngineHandle:
-        """socket: a path of its own that it may listen at, where it is on this machine. Raises EngineFailed."""
+        """socket: a path of its own that it may listen at, where it is on this machine. Raises EngineFailed, after
+        which another start may do better; any other error ends the server."""

@@ -41,15 +41,21 @@ async def reach(tcp: Tcp) -> Streams:
 
 
 def client_context(credentials: Credentials) -> ssl.SSLContext:
-    """Raises ssl.SSLError for what is no certificate, or not that of this key."""
+    """Raises ssl.SSLError for what is no certificate, or not that of this key, and ValueError for a key that has a
+    passphrase."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=credentials.authority)
     with tempfile.NamedTemporaryFile("w") as file:  # ours alone; OpenSSL reads nothing but files
         file.write(f"{credentials.certificate}\n{credentials.key}")
         file.flush()
-        context.load_cert_chain(file.name)
+        context.load_cert_chain(file.name, password=_no_passphrase)
     return context
+
+
+def _no_passphrase() -> str:
+    """OpenSSL would ask a terminal."""
+    raise ValueError("the key has a passphrase")
 
 
 def lead_to(tcp: Tcp, path: Path) -> None:

@@ -2,21 +2,35 @@
 nothing."""
 
 import logging
+import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from engine import door
 from engine.door import TlsDoor
 from engine.server import Server
+from gateway.cluster import certificates
 from gateway.cluster.certificates import Sides, make_credentials
 from gateway.engines.tls import client_context
-from scheduler.protocol import ENGINE_NAME, Credentials, Output, Outputs, Progress, StepRecord, Submit, Tcp
+from scheduler.protocol import (
+    ENGINE_NAME,
+    GATEWAY_NAME,
+    Credentials,
+    Output,
+    Outputs,
+    Progress,
+    StepRecord,
+    Submit,
+    Tcp,
+)
 from scheduler.types import SamplingParams
 from tests.engine.test_server import STATS, SUBMIT, Gateway, taken
 
@@ -161,6 +175,29 @@ def test_who_has_no_certificate_of_a_gateway_is_refused(
     assert len(taken(server, 1)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "let_in"), [(GATEWAY_NAME, True), (ENGINE_NAME, True), ("billing.example.com", False)]
+)
+def test_of_an_authority_that_signs_for_others_too_only_gateways_are_let_in(
+    name: str, let_in: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator's certificate for both sides has the name of engines."""
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(certificates, "GATEWAY_NAME", name)
+    sides = make_credentials(datetime.now(UTC))
+    tls_door = TlsDoor(Tcp(HOST, 0, sides.engine))
+    server = Server(tls_door, pulse_s=0.02)
+    gateway = TlsGateway(tls_door.port, client_context(sides.gateway))
+    with closing(gateway.sock):
+        if let_in:
+            gateway.send(SUBMIT)
+            assert len(taken(server, 1)) == 1
+        else:
+            assert ended(gateway.sock)
+            wait_for("its certificate has none of the names headrace-engine and headrace-gateway", caplog)
+    server.close(10)
+
+
 def wait_for(words: str, caplog: pytest.LogCaptureFixture) -> None:
     """The stranger hears of it before the log does."""
     deadline = time.monotonic() + 10
@@ -207,6 +244,41 @@ def test_the_oldest_makes_room(
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_one_that_made_room_is_passed_over_in_the_rest_of_the_batch(
+    tls_door: TlsDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MAX_HANDSHAKES", 1)
+    address = (HOST, tls_door.port)
+    with selectors.DefaultSelector() as selector:
+        newcomers = selector.register(tls_door.listener, selectors.EVENT_READ)
+        with socket.create_connection(address, timeout=10) as first:
+            tls_door.turn(selector, newcomers)
+            first.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with socket.create_connection(address, timeout=10):
+                while len(batch := [key for key, _ in selector.select(10)]) < 2:
+                    assert batch, "nothing comes"
+                batch.sort(key=lambda key: key is not newcomers)
+                assert [tls_door.turn(selector, key) for key in batch] == [None, None]
+                assert ended(first)
+                tls_door.close(selector)
+
+
+def test_a_fault_of_one_is_not_the_end_of_all(
+    server: Server, connect: Connect, sides: Sides, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn, faults = TlsDoor.turn, [ValueError("a fault")]
+
+    def faulty(*args: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return turn(*args)
+
+    monkeypatch.setattr(TlsDoor, "turn", faulty)
+    connect(sides.gateway).send(SUBMIT)
+    assert len(taken(server, 1)) == 1
+    assert "ValueError: a fault" in caplog.text
 
 
 def test_keys_are_in_no_text_of_a_configuration(sides: Sides) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from engine.server import CONGESTED_BYTES, STALL_S, Gone, Server
 from scheduler.protocol import (
+    LENGTH_BYTES,
     Abort,
     EngineStats,
     Fatal,
@@ -168,7 +169,19 @@ def test_outputs_larger_than_the_socket_takes_at_once_arrive_whole(
     assert gateway.receive() == Outputs([], [], STATS)
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\x03\0\0\0abc", b"GET / HTTP/1.1\r\n\r\n"])
+NESTED = b"\x93\xa5abort\x91\x07" + b"\x91" * 200_000 + b"\xc0"  # an Abort with a field that nobody knows
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x03\0\0\0abc",
+        b"GET / HTTP/1.1\r\n\r\n",
+        len(NESTED).to_bytes(LENGTH_BYTES, "little") + NESTED,
+    ],
+    ids=["too long", "no msgpack", "http", "nested deeper than a decoder follows"],
+)
 def test_who_does_not_speak_the_protocol_is_cut_off_alone(
     server: Server, gateways: Callable[[], Gateway], garbage: bytes
 ) -> None:

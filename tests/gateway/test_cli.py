@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 from gateway.config import CONFIG_FLAG, Option, options
+from gateway.errors import ServerReplaced
 from tests.fixtures.engines import ROOT
 
 PATIENCE_S = 120.0
@@ -230,3 +231,18 @@ def test_a_signal_before_the_server_is_ready_ends_it(environ: dict[str, str], tm
         code, errors = end(process)
     assert code == 128 + signal.SIGTERM
     assert "Traceback" not in errors
+
+
+def test_a_gateway_whose_server_is_another_one_now_ends_with_a_line_and_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that what started it starts it again."""
+
+    def serve(*args: object) -> int:
+        raise ServerReplaced("another one now")
+
+    monkeypatch.setattr("gateway.serve.serve", serve)
+    monkeypatch.setattr("gateway.cli.configure_logging", lambda *how: None)
+    monkeypatch.setattr("signal.signal", lambda *how: None)
+    ended = CliRunner().invoke(app, ["serve"])
+    assert (ended.exit_code, ended.stderr) == (1, "headrace: another one now\n")

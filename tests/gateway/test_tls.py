@@ -9,7 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from engine.door import TlsDoor, UnixDoor
 from engine.server import Server
@@ -25,6 +30,11 @@ from tests.fixtures.fake_engine import STATS, ready
 
 READY = ready(EngineConfig(model="none", format="dummy", socket_path=""))
 SIDES = make_credentials(datetime.now(UTC))
+
+
+def encrypted(key: str) -> str:
+    loaded = load_pem_private_key(key.encode(), None)
+    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")).decode()
 
 
 @dataclass
@@ -122,7 +132,7 @@ async def test_one_that_ends_before_it_listens_says_why() -> None:
 def written(folder: Path, **texts: str) -> tuple[Path, Path, Path]:
     side = SIDES.engine
     for name, text in {"cert": side.certificate, "key": side.key, "ca": side.authority, **texts}.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder / "cert", folder / "key", folder / "ca"
 
 
@@ -136,6 +146,9 @@ def test_certificates_from_files(tmp_path: Path) -> None:
     [
         ({"key": SIDES.gateway.key}, "key values mismatch"),
         ({"ca": "nothing"}, "no start line|they hold no certificates|not enough data"),
+        ({"ca": ""}, "empty certificate data"),
+        ({"ca": f"# é\n{SIDES.engine.authority}"}, "engine_tls_ca: .*ca has text that is not ASCII"),
+        ({"key": encrypted(SIDES.engine.key)}, "the key has a passphrase"),
         ({"cert": SIDES.gateway.certificate, "key": SIDES.gateway.key}, "is not for the DNS name headrace-engine"),
     ],
 )
