@@ -3,9 +3,11 @@
     python -m benchmarks.migration                       every tenth token of 200, each kind of answer: half an hour
     python -m benchmarks.migration --every 50 --kinds greedy,stop --replicas 2
     python -m benchmarks.migration --streams 64 --period 5 --seconds 60      a crowd, killed every five seconds
+    python -m benchmarks.migration --shape qwen06b --tp 2 --device cuda --kinds greedy,stop     a rank of two
 
-The default model on this machine, in float32 unless --dtype says otherwise. Prints a table, and one line of JSON last.
-Ends with 1 where an answer is another.
+The default model on this machine, or random weights in a shape of benchmarks/gpu_models.py (no chat then, so no
+json_schema), in float32 unless --dtype says otherwise. Prints a table, and one line of JSON last. Ends with 1 where an
+answer is another.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from typing import Any
 import httpx
 
 from benchmarks.gateway_cost import cpu_s
-from tests.fixtures.server import MODEL, RunningServer, eventually, serving
+from benchmarks.gpu_http import environment
+from benchmarks.gpu_models import CONFIGS, model_folder
+from tests.fixtures.server import MODEL, RunningServer, command_of, eventually, processes, serving
 
 STORY = "Once upon a time there was a"
 SCHEMA = {
@@ -89,11 +93,17 @@ async def ask(client: httpx.AsyncClient, body: Body, watch: Callable[[Seen], Non
     return seen
 
 
+def workers(server: RunningServer) -> list[int]:
+    """The engines, and the ranks beside each."""
+    engines, parents = server.engine_pids(), processes()
+    return engines + [pid for pid, parent in parents.items() if parent in engines and "engine" in command_of(pid)]
+
+
 class Killer:
-    """Of the engine that has worked most since then."""
+    """Of the engine, or one rank of it, that has worked most since then."""
 
     def __init__(self, server: RunningServer) -> None:
-        self._before = {pid: cpu_s(pid) for pid in server.engine_pids()}
+        self._before = {pid: cpu_s(pid) for pid in workers(server)}
 
     def kill(self) -> None:
         os.kill(max(self._before, key=lambda pid: cpu_s(pid) - self._before[pid]), signal.SIGKILL)
@@ -205,6 +215,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="in which a crowd's engine is killed")
     parser.add_argument("--replicas", type=int, default=1, help="engines, of which the one that works is killed")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--shape", choices=CONFIGS, help="random weights in this shape instead of the default model")
+    parser.add_argument("--tp", type=int, default=1, help="ranks of each engine, of which any may be killed")
+    parser.add_argument("--device", default="auto")
     return parser.parse_args()
 
 
@@ -214,17 +227,25 @@ async def run(server: RunningServer, options: argparse.Namespace) -> dict[str, T
         return await (crowd if options.streams else sweep)(server, client, options)
 
 
+def flags_of(options: argparse.Namespace, folder: Path) -> list[str]:
+    flags = ["--dtype", options.dtype, "--replicas", str(options.replicas), "--tp", str(options.tp)]
+    flags += ["--device", options.device]
+    if options.shape:
+        model = model_folder(CONFIGS[options.shape], folder / options.shape)
+        flags += ["--model", str(model), "--load-format", "dummy", "--served-model-name", MODEL]
+    return flags
+
+
 def main() -> int:
     options = arguments()
     print("| answers | equal | pauses | p50 s | p99 s |\n|---|---|---|---|---|", flush=True)
-    flags = ("--dtype", options.dtype, "--replicas", str(options.replicas))
     # Its engine is started again after half a second each time; by itself a server waits longer from death to death.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), *flags, module="tests.fixtures.fragile") as server,
-    ):
-        tallies = asyncio.run(run(server, options))
-        metrics = server.metrics()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ |= environment(folder / "site")
+        with serving(folder, *flags_of(options, folder), module="tests.fixtures.fragile") as server:
+            tallies = asyncio.run(run(server, options))
+            metrics = server.metrics()
     differing = [name for tally in tallies.values() for name in tally.differing]
     pauses = [pause for tally in tallies.values() for pause in tally.pauses_s]
     told = {
