@@ -4,6 +4,7 @@
     python -m benchmarks.migration --every 50 --kinds greedy,stop --replicas 2
     python -m benchmarks.migration --streams 64 --period 5 --seconds 60      a crowd, killed every five seconds
     python -m benchmarks.migration --shape qwen06b --tp 2 --device cuda --kinds greedy,stop     a rank of two
+    python -m benchmarks.migration --shape qwen06b --prefill 2200      no kill: one step of some 30 s is no hang
 
 The default model on this machine, or random weights in a shape of benchmarks/gpu_models.py (no chat then, so no
 json_schema), in float32 unless --dtype says otherwise. Prints a table, and one line of JSON last. Ends with 1 where an
@@ -102,11 +103,12 @@ def workers(server: RunningServer) -> list[int]:
 class Killer:
     """Of the engine, or one rank of it, that has worked most since then."""
 
-    def __init__(self, server: RunningServer) -> None:
+    def __init__(self, server: RunningServer, signum: signal.Signals) -> None:
         self._before = {pid: cpu_s(pid) for pid in workers(server)}
+        self._signum = signum
 
     def kill(self) -> None:
-        os.kill(max(self._before, key=lambda pid: cpu_s(pid) - self._before[pid]), signal.SIGKILL)
+        os.kill(max(self._before, key=lambda pid: cpu_s(pid) - self._before[pid]), self._signum)
 
 
 def all_up(server: RunningServer, options: argparse.Namespace) -> bool:
@@ -134,8 +136,9 @@ async def bodies_of(client: httpx.AsyncClient, num_tokens: int) -> dict[str, Bod
     }
 
 
-def killer(server: RunningServer, at: int, num_choices: int) -> Callable[[Seen], None]:
-    left, victim = [at * num_choices], Killer(server)
+def killer(server: RunningServer, at: int, signum: signal.Signals) -> Callable[[Seen], None]:
+    """at: tokens of all choices together."""
+    left, victim = [at], Killer(server, signum)
 
     def watch(seen: Seen) -> None:
         if left and seen.num_tokens >= left[0]:
@@ -174,7 +177,7 @@ async def sweep(server: RunningServer, client: httpx.AsyncClient, options: argpa
         body, tally = bodies[kind], tallies.setdefault(kind, Tally())
         calm = await ask(client, body)
         for at in range(options.every, options.tokens, options.every):
-            seen = await ask(client, body, killer(server, at, body.get("n", 1)))
+            seen = await ask(client, body, killer(server, at * body.get("n", 1), options.signal))
             tally.add(f"{kind} at {at}", seen, calm)
             await asyncio.to_thread(eventually, lambda: all_up(server, options), "the engine is back")
         print(tally.row(kind), flush=True)
@@ -194,7 +197,7 @@ async def crowd(server: RunningServer, client: httpx.AsyncClient, options: argpa
         if not await asyncio.to_thread(all_up, server, options):
             await asyncio.sleep(POLL_S)
             continue
-        victim = Killer(server)
+        victim = Killer(server, options.signal)
         await asyncio.sleep(options.period)
         if not asking.done():
             victim.kill()
@@ -203,6 +206,20 @@ async def crowd(server: RunningServer, client: httpx.AsyncClient, options: argpa
         tally.add(f"stream {number}", seen, one)
     print(tally.row(f"{options.streams} streams"), flush=True)
     return {"crowd": tally}
+
+
+async def long_prefill(
+    server: RunningServer, client: httpx.AsyncClient, options: argparse.Namespace
+) -> dict[str, Tally]:
+    began = time.monotonic()
+    prompt = [100 + place % 97 for place in range(options.prefill)]
+    seen = await ask(client, {"prompt": prompt, "max_tokens": 1, "temperature": 0, "ignore_eos": True})
+    took_s = time.monotonic() - began
+    tally = Tally()
+    disturbed = seen.error or seen.pauses_s or server.metrics()["engine_restarts_total"]
+    tally.add(f"alarm in a prefill of {took_s:.1f} s", seen, Seen() if disturbed else seen)
+    print(tally.row(f"prefill of {took_s:.1f} s"), flush=True)
+    return {"prefill": tally}
 
 
 def arguments() -> argparse.Namespace:
@@ -218,13 +235,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=CONFIGS, help="random weights in this shape instead of the default model")
     parser.add_argument("--tp", type=int, default=1, help="ranks of each engine, of which any may be killed")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--signal", type=lambda name: signal.Signals[f"SIG{name}"], default=signal.SIGKILL, metavar="KILL"
+    )
+    parser.add_argument(
+        "--prefill", type=int, default=0, help="tokens of a prompt that is computed in one step, undisturbed"
+    )
     return parser.parse_args()
 
 
 async def run(server: RunningServer, options: argparse.Namespace) -> dict[str, Tally]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT_S, limits=limits) as client:
-        return await (crowd if options.streams else sweep)(server, client, options)
+        way = long_prefill if options.prefill else crowd if options.streams else sweep
+        return await way(server, client, options)
 
 
 def flags_of(options: argparse.Namespace, folder: Path) -> list[str]:
@@ -233,6 +257,8 @@ def flags_of(options: argparse.Namespace, folder: Path) -> list[str]:
     if options.shape:
         model = model_folder(CONFIGS[options.shape], folder / options.shape)
         flags += ["--model", str(model), "--load-format", "dummy", "--served-model-name", MODEL]
+    if options.prefill:
+        flags += ["--max-model-len", str(options.prefill + 16), "--max-step-tokens", str(options.prefill + 16)]
     return flags
 
 
@@ -255,7 +281,7 @@ def main() -> int:
         "migrations": {end: metrics[f"migrations_total{{outcome={end}}}"] for end in ("moved", "poison", "failed")},
         "pause_p50_s": round(statistics.median(pauses), 3) if pauses else None,
         "pause_p99_s": round(p99(pauses), 3) if pauses else None,
-        "options": vars(options),
+        "options": {**vars(options), "signal": options.signal.name},
     }
     print(json.dumps(told))
     return 1 if differing else 0
