@@ -10,10 +10,12 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 VARIANTS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64") and sys.platform == "linux":
-    VARIANTS |= {"avx512_vnni": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+    VARIANTS |= {"avx512_vnni": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"], "avx2": AVX2}
+HEADERS = ("lanes", "lanes_avx512", "lanes_avx2", "lanes_portable", "team", "linear", "attention", "draw", "pack")
 
 
 class BuildVariants(build_ext):
@@ -31,7 +33,7 @@ setup(
         Extension(
             f"engine.native._{name}",
             ["engine/native/forward.cpp"],
-            depends=[f"engine/native/{part}.hpp" for part in ("lanes", "team", "linear", "attention", "draw", "pack")],
+            depends=[f"engine/native/{part}.hpp" for part in HEADERS],
             extra_compile_args=["-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-Wno-psabi", *flags],
             extra_link_args=["-pthread"],
             language="c++",

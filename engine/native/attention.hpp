@@ -20,13 +20,6 @@
 
 namespace headrace {
 
-#ifdef HEADRACE_AVX512
-constexpr int MOST_QUERIES = 8;    // rows of a task
-constexpr int WANTED_QUERIES = 6;  // which keep the multipliers busy
-#else
-constexpr int MOST_QUERIES = 2, WANTED_QUERIES = 2;
-#endif
-
 struct Cache {
   uint16_t* keys;  // [blocks, kv_heads, block_size, head_dim], each [block_size, head_dim] as above
   uint16_t* values;

@@ -244,19 +244,15 @@ class Model {
       // The last tokens of a prompt see most: first, so that threads end together.
       const Task& task = rows.tasks[rows.tasks.size() - 1 - i / parts];
       const int first_head = i % parts * some, queries = task.rows * some;
-      switch (queries) {
-        case 1: return attend_task<1>(layer, step, rows, task, first_head, some, scratch);
-#ifdef HEADRACE_AVX512
-        case 3: return attend_task<3>(layer, step, rows, task, first_head, some, scratch);
-        case 4: return attend_task<4>(layer, step, rows, task, first_head, some, scratch);
-        case 5: return attend_task<5>(layer, step, rows, task, first_head, some, scratch);
-        case 6: return attend_task<6>(layer, step, rows, task, first_head, some, scratch);
-        case 7: return attend_task<7>(layer, step, rows, task, first_head, some, scratch);
-        case 8: return attend_task<8>(layer, step, rows, task, first_head, some, scratch);
-#endif
-        default: return attend_task<2>(layer, step, rows, task, first_head, some, scratch);
-      }
+      attend_some(queries, layer, step, rows, task, first_head, some, scratch);
     });
+  }
+
+  template <int ROWS = MOST_QUERIES>
+  void attend_some(int queries, const Layer& layer, const Step& step, const Rows& rows, const Task& task, int first_head,
+                   int heads, Scratch& scratch) {
+    if (queries == ROWS) return attend_task<ROWS>(layer, step, rows, task, first_head, heads, scratch);
+    if constexpr (ROWS > 1) attend_some<ROWS - 1>(queries, layer, step, rows, task, first_head, heads, scratch);
   }
 
   template <int ROWS>

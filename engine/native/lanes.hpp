@@ -1,17 +1,8 @@
-// Sixteen numbers at a time: AVX-512 where the compiler is told to use it, the compiler's own vectors elsewhere.
+// Sixteen numbers at a time, F of floats and I of integers or bytes, by the best instructions that the compiler may use.
 //
-// Whoever adds an instruction set adds it here, and nowhere else.
+// Whoever adds a set of instructions adds a file beside these, and nothing elsewhere; lanes_avx512.hpp has all that one
+// must offer, with comments.
 #pragma once
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#define HEADRACE_AVX512 1
-#include <immintrin.h>
-#endif
 
 namespace headrace {
 
@@ -20,243 +11,24 @@ constexpr int LANES = 16;
 // Into the second cache: the first has no room for what many turns to come need.
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
-#ifdef HEADRACE_AVX512
+}  // namespace headrace
 
-using F = __m512;   // 16 floats
-using I = __m512i;  // 16 int32, or 64 bytes
-
-inline F zeros() { return _mm512_setzero_ps(); }
-inline I no_count() { return _mm512_setzero_si512(); }
-inline F all(float value) { return _mm512_set1_ps(value); }
-inline F load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, F value) { _mm512_storeu_ps(to, value); }
-inline F mul_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-inline F larger(F a, F b) { return _mm512_max_ps(a, b); }
-inline F magnitude(F a) { return _mm512_abs_ps(a); }
-inline F to_float(I counts) { return _mm512_cvtepi32_ps(counts); }
-inline float sum_of(F a) { return _mm512_reduce_add_ps(a); }
-inline float largest_of(F a) { return _mm512_reduce_max_ps(a); }
-
-// 16 halves.
-inline F load_halves(const uint8_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-inline I load_bytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
-inline I low_nibbles(I bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
-inline I high_nibbles(I bytes) { return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15)); }
-
-// Lane i: counts[i] + weights[4 i .. 4 i + 3] . four[0 .. 3]; weights unsigned, four signed.
-inline I dot_bytes(I counts, I weights, const int8_t* four) {
-  int32_t word;
-  std::memcpy(&word, four, 4);
-  return _mm512_dpbusd_epi32(counts, weights, _mm512_set1_epi32(word));
-}
-
-// Rounds to the nearest integers, of at most 127 in size, stores them as 32 bytes, and returns their sum.
-inline int32_t store_codes(int8_t* to, F first, F second) {
-  const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(first)), high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(second));
-  const __m256i codes = _mm256_set_m128i(high, low);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), codes);
-  const __m256i unsigned_codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));  // 128 more than they are
-  const __m256i eights = _mm256_sad_epu8(unsigned_codes, _mm256_setzero_si256());
-  const __m128i pairs = _mm_add_epi64(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
-  return _mm_cvtsi128_si32(_mm_add_epi64(pairs, _mm_unpackhi_epi64(pairs, pairs))) - 32 * 128;
-}
-
-// Round to nearest even. 16 values of bfloat16.
-inline void store_bf16(uint16_t* to, F value) {
-#ifdef __AVX512BF16__
-  const __m256i narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#include "lanes_avx512.hpp"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "lanes_avx2.hpp"
 #else
-  const I bits = _mm512_castps_si512(value);
-  const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#include "lanes_portable.hpp"
 #endif
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
-}
 
-// Lane i: sums[i] + lanes[2 i] * pair[0] + lanes[2 i + 1] * pair[1], all bfloat16.
-inline F dot_bf16(F sums, I lanes, const uint16_t* pair) {
-  int32_t word;
-  std::memcpy(&word, pair, 4);
-#ifdef __AVX512BF16__
-  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(lanes), reinterpret_cast<__m512bh>(_mm512_set1_epi32(word)));
-#else
-  const I other = _mm512_set1_epi32(word), high = _mm512_set1_epi32(0xffff0000);
-  const F even = _mm512_castsi512_ps(_mm512_slli_epi32(lanes, 16)), odd = _mm512_castsi512_ps(_mm512_and_si512(lanes, high));
-  sums = _mm512_fmadd_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(other, 16)), sums);
-  return _mm512_fmadd_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(other, high)), sums);
-#endif
-}
-
-inline I load_pairs(const uint16_t* from) { return _mm512_loadu_si512(from); }
-
-// Lanes first <= i < end as they are, all others `filler`.
-inline F only(F value, int first, int end, float filler) {
-  const uint32_t below_end = end >= LANES ? 0xffff : end <= 0 ? 0 : (1u << end) - 1;
-  const uint32_t from_first = first <= 0 ? 0xffff : first >= LANES ? 0 : 0xffff & ~((1u << first) - 1);
-  return _mm512_mask_mov_ps(all(filler), static_cast<__mmask16>(below_end & from_first), value);
-}
-
-// 2 to the power of values of at most 0: 2^n times a polynomial on [-1/2, 1/2], relative error 4e-6.
-inline F exp2_of(F value) {
-  const F turns = larger(value, all(-126.0f));
-  const F whole = _mm512_roundscale_ps(turns, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const F rest = _mm512_sub_ps(turns, whole);
-  F found = all(9.6709e-3f);
-  for (float each : {5.5504e-2f, 2.402247e-1f, 6.931471e-1f, 1.0f}) found = mul_add(found, rest, all(each));
-  return _mm512_scalef_ps(found, whole);
-}
-
-inline F inverse(F value) {
-  const F close = _mm512_rcp14_ps(value);
-  return close * mul_add(zeros() - value, close, all(2.0f));
-}
-
-// The even lanes' 16 bits of 16 places of 32, or the odd ones': the others are left as they are, whoever writes them.
-inline void store_halves_of_pairs(uint16_t* to, const uint16_t* values, bool odd) {
-  const I wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
-  if (odd)
-    _mm512_mask_storeu_epi16(to, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
-  else
-    _mm512_mask_storeu_epi16(to, 0x55555555, wide);
-}
-
-#else  // any processor
-
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-
-inline F zeros() { return F{}; }
-inline I no_count() { return I{}; }
-inline F all(float value) { return F{} + value; }
-
-inline F load(const float* from) {
-  F found;
-  std::memcpy(&found, from, sizeof found);
-  return found;
-}
-
-inline void store(float* to, F value) { std::memcpy(to, &value, sizeof value); }
-inline F mul_add(F a, F b, F c) { return a * b + c; }
-inline F larger(F a, F b) { return a > b ? a : b; }
-inline F magnitude(F a) { return a < 0 ? -a : a; }
-inline F to_float(I counts) { return __builtin_convertvector(counts, F); }
-
-inline float sum_of(F a) {
-  float sum = 0;
-  for (int i = 0; i < LANES; ++i) sum += a[i];
-  return sum;
-}
-
-inline float largest_of(F a) {
-  float found = a[0];
-  for (int i = 1; i < LANES; ++i) found = a[i] > found ? a[i] : found;
-  return found;
-}
-
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-  if (exponent == 0) return (sign ? -1.0f : 1.0f) * std::ldexp(static_cast<float>(fraction), -24);
-  const uint32_t bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
-  float found;
-  std::memcpy(&found, &bits, 4);
-  return found;
-}
-
-inline F load_halves(const uint8_t* from) {
-  F found;
-  for (int i = 0; i < LANES; ++i) {
-    uint16_t half;
-    std::memcpy(&half, from + 2 * i, 2);
-    found[i] = half_to_float(half);
-  }
-  return found;
-}
-
-inline I load_bytes(const uint8_t* from) {
-  I found;
-  std::memcpy(&found, from, sizeof found);
-  return found;
-}
-
-inline I low_nibbles(I bytes) { return bytes & 0x0f0f0f0f; }
-inline I high_nibbles(I bytes) { return (bytes >> 4) & 0x0f0f0f0f; }
-
-inline I dot_bytes(I counts, I weights, const int8_t* four) {
-  for (int j = 0; j < 4; ++j) counts += (weights >> (8 * j) & 255) * static_cast<int32_t>(four[j]);
-  return counts;
-}
-
-inline int32_t store_codes(int8_t* to, F first, F second) {
-  int32_t sum = 0;
-  for (int i = 0; i < 2 * LANES; ++i) {
-    const float value = i < LANES ? first[i] : second[i - LANES];
-    to[i] = static_cast<int8_t>(std::nearbyint(value));
-    sum += to[i];
-  }
-  return sum;
-}
-
-inline void store_bf16(uint16_t* to, F value) {
-  for (int i = 0; i < LANES; ++i) {
-    uint32_t bits;
-    const float one = value[i];
-    std::memcpy(&bits, &one, 4);
-    to[i] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-  }
-}
-
-inline F dot_bf16(F sums, I lanes, const uint16_t* pair) {
-  const uint32_t first = static_cast<uint32_t>(pair[0]) << 16, second = static_cast<uint32_t>(pair[1]) << 16;
-  float a, b;
-  std::memcpy(&a, &first, 4);
-  std::memcpy(&b, &second, 4);
-  const I even = lanes << 16, odd = lanes & static_cast<int32_t>(0xffff0000);
-  F x, y;
-  std::memcpy(&x, &even, sizeof x);
-  std::memcpy(&y, &odd, sizeof y);
-  return sums + x * a + y * b;
-}
-
-inline I load_pairs(const uint16_t* from) {
-  I found;
-  std::memcpy(&found, from, sizeof found);
-  return found;
-}
-
-inline F only(F value, int first, int end, float filler) {
-  for (int i = 0; i < LANES; ++i)
-    if (i < first || i >= end) value[i] = filler;
-  return value;
-}
-
-inline F exp2_of(F value) {
-  for (int i = 0; i < LANES; ++i) value[i] = std::exp2(value[i]);
-  return value;
-}
-
-inline F inverse(F value) { return 1.0f / value; }
-
-inline void store_halves_of_pairs(uint16_t* to, const uint16_t* values, bool odd) {
-  for (int i = 0; i < LANES; ++i) to[2 * i + odd] = values[i];
-}
-
-#endif
+namespace headrace {
 
 constexpr float LOG2_E = 1.44269504f;
 
 // x * sigmoid(x)
 inline F silu(F x) {
   const F small = exp2_of(magnitude(x) * all(-LOG2_E));  // of exp(-|x|): nothing overflows
-#ifdef HEADRACE_AVX512
-  const F top = _mm512_mask_mov_ps(small, _mm512_cmp_ps_mask(x, zeros(), _CMP_GE_OQ), all(1.0f));
-#else
-  const F top = x >= 0 ? all(1.0f) : small;
-#endif
-  return x * top * inverse(all(1.0f) + small);
+  return x * where_positive(x, all(1.0f), small) * inverse(all(1.0f) + small);
 }
 
 }  // namespace headrace

@@ -14,7 +14,7 @@ from engine.host import cpu_flags
 # Best first, each with what a processor must be able to do. `portable` is for any processor, and slow: what the others
 # can be compared with.
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma", "f16c"}
-VARIANTS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512_vnni": AVX512}
+VARIANTS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512_vnni": AVX512, "avx2": {"avx2", "fma", "f16c"}}
 PORTABLE = "portable"
 
 

@@ -28,12 +28,6 @@ namespace headrace {
 
 constexpr int GROUP = 32;
 constexpr int QUADS = GROUP / 4;
-#ifdef HEADRACE_AVX512
-constexpr int MOST_ROWS = 16;  // at a time: their sums, a group's codes and what else is needed fit into 32 registers
-#else
-constexpr int MOST_ROWS = 2;
-#endif
-
 constexpr int TILES_AHEAD = 4;  // fetched while one is multiplied
 
 inline int group_bytes(int bits) { return bits * GROUP * LANES / 8 + 4 * LANES; }
@@ -68,16 +62,14 @@ inline void quantise(const Activations& x, int row, int group, F first, F second
   x.sums[at] = scale * static_cast<float>(store_codes(codes, first * inverse, second * inverse));
 }
 
-inline void load_codes(const uint8_t* group, I (&codes)[QUADS], std::integral_constant<int, 4>) {
-  for (int q = 0; q < QUADS / 2; ++q) {
-    const I both = load_bytes(group + 64 * q);
-    codes[q] = low_nibbles(both);
-    codes[q + QUADS / 2] = high_nibbles(both);
-  }
-}
-
-inline void load_codes(const uint8_t* group, I (&codes)[QUADS], std::integral_constant<int, 8>) {
-  for (int q = 0; q < QUADS; ++q) codes[q] = load_bytes(group + 64 * q);
+// Quads q and q + 4 of a group.
+template <int BITS>
+inline void load_two(const uint8_t* group, int q, I& first, I& second) {
+  first = load_bytes(group + 64 * q);
+  if constexpr (BITS == 4)
+    second = high_nibbles(first), first = low_nibbles(first);
+  else
+    second = load_bytes(group + 64 * (q + QUADS / 2));
 }
 
 // What a later stage will read, fetched while a tile is multiplied: two pieces of memory of so many bytes, or none.
@@ -93,7 +85,7 @@ inline void multiply(const uint8_t* tile, const Activations& x, int row, const L
   const int8_t* codes = x.codes + static_cast<int64_t>(row) * x.in;
   const float* scales = x.scales + static_cast<int64_t>(row) * groups;
   const float* sums = x.sums + static_cast<int64_t>(row) * groups;
-  constexpr int TOGETHER = ROWS > 1 ? 2 : 1;  // rows in turn: an instruction seldom waits for the one before
+  constexpr int TOGETHER = std::min(ROWS, BITS == 4 ? ROWS_IN_TURN : WIDE_ROWS_IN_TURN);
   constexpr int CODES = BITS * GROUP * LANES / 8, BYTES = CODES + 4 * LANES;
   const int64_t ahead = static_cast<int64_t>(TILES_AHEAD) * groups * BYTES;
   const int lines = (later.bytes + 64 * groups - 1) / (64 * groups);  // in each turn
@@ -108,18 +100,31 @@ inline void multiply(const uint8_t* tile, const Activations& x, int row, const L
       prefetch(second);
     }
     I weights[QUADS];
-    load_codes(tile, weights, std::integral_constant<int, BITS>{});
+    if constexpr (HOLDS_CODES)
+      for (int q = 0; q < QUADS / 2; ++q) load_two<BITS>(tile, q, weights[q], weights[q + QUADS / 2]);
     const F scale = load_halves(tile + CODES), least = load_halves(tile + CODES + 2 * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r += TOGETHER) {
-      I counts[TOGETHER];
-      for (int i = 0; i < TOGETHER; ++i) counts[i] = no_count();
+      Counts<BITS> counts[TOGETHER];
+      const int8_t* own = codes + static_cast<int64_t>(r) * x.in + g * GROUP;
+      if constexpr (HOLDS_CODES) {
 #pragma GCC unroll 8
-      for (int q = 0; q < QUADS; ++q)
-        for (int i = 0; i < TOGETHER; ++i)
-          counts[i] = dot_bytes(counts[i], weights[q], codes + static_cast<int64_t>(r + i) * x.in + g * GROUP + 4 * q);
+        for (int q = 0; q < QUADS; ++q)
+          for (int i = 0; i < TOGETHER; ++i) counts[i].add(weights[q], own + static_cast<int64_t>(i) * x.in + 4 * q);
+      } else {
+#pragma GCC unroll 4
+        for (int q = 0; q < QUADS / 2; ++q) {
+          I first, second;
+          load_two<BITS>(tile, q, first, second);
+#pragma GCC unroll 4
+          for (int i = 0; i < TOGETHER; ++i) {
+            counts[i].add(first, own + static_cast<int64_t>(i) * x.in + 4 * q);
+            counts[i].add(second, own + static_cast<int64_t>(i) * x.in + 4 * (q + QUADS / 2));
+          }
+        }
+      }
       for (int i = 0; i < TOGETHER; ++i) {
-        found[r + i] = mul_add(to_float(counts[i]), scale * all(scales[(r + i) * groups + g]), found[r + i]);
+        found[r + i] = mul_add(counts[i].floats(), scale * all(scales[(r + i) * groups + g]), found[r + i]);
         found[r + i] = mul_add(least, all(sums[(r + i) * groups + g]), found[r + i]);
       }
     }
@@ -135,17 +140,10 @@ inline int rows_at_once(int left) {
   return some;
 }
 
-template <int BITS>
+template <int BITS, int ROWS = MOST_ROWS>
 inline void multiply_some(const uint8_t* tile, const Activations& x, int row, int rows, const Later& later, F* out) {
-  switch (rows) {
-#ifdef HEADRACE_AVX512
-    case 16: return multiply<16, BITS>(tile, x, row, later, out);
-    case 8: return multiply<8, BITS>(tile, x, row, later, out);
-    case 4: return multiply<4, BITS>(tile, x, row, later, out);
-#endif
-    case 2: return multiply<2, BITS>(tile, x, row, later, out);
-    default: return multiply<1, BITS>(tile, x, row, later, out);
-  }
+  if (rows == ROWS) return multiply<ROWS, BITS>(tile, x, row, later, out);
+  if constexpr (ROWS > 1) multiply_some<BITS, ROWS / 2>(tile, x, row, rows, later, out);
 }
 
 // rows: as rows_at_once has them.
