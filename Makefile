@@ -22,7 +22,7 @@ NATIVE := setup.py $(wildcard engine/native/*.cpp engine/native/*.hpp)
 
 .venv/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	@echo "installing into .venv; the first time this takes minutes" >&2
-	@command -v c++ >/dev/null || echo "make: there is no C++ compiler: quantised models will run three times slower; on Debian and Ubuntu: apt install g++, then make clean" >&2
+	@command -v c++ >/dev/null || echo "make: there is no C++ compiler: quantised models will run three to nine times slower; on Debian and Ubuntu: apt install g++, then make clean" >&2
 	$(INSTALL) -e .
 	@touch $@
 

@@ -112,7 +112,10 @@ class Killer:
 
 
 def all_up(server: RunningServer, options: argparse.Namespace) -> bool:
-    return server.get("/ready").status_code == 200 and server.metrics()["engine_up"] == options.replicas
+    """Its processes too: what a server says of an engine is true until it sees it die."""
+    if len(server.engine_pids()) < options.replicas or server.get("/ready").status_code != 200:
+        return False
+    return server.metrics()["engine_up"] == options.replicas
 
 
 async def bodies_of(client: httpx.AsyncClient, num_tokens: int) -> dict[str, Body]:

@@ -180,7 +180,7 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
     variant = library.best()
     if variant is None and library.could_run():
         log.warning(
-            "quantised weights are widened to %s and run at a third of the speed: engine/native is not compiled, for "
+            "quantised weights are widened to %s and run three to nine times slower: engine/native is not compiled, for "
             "lack of a C++ compiler when headrace was installed",
             _name(host.dtype),
         )
