@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 from engine import kvcache
 from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused, OutOfMemory
-from engine.host import Host, available_bytes, choose_host, seated
+from engine.host import Host, available_bytes, choose_host, seated, usable_cores
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.loaders.gguf import GgufCheckpoint
@@ -180,8 +179,8 @@ def native_variant(config: EngineConfig, host: Host, checkpoint: Checkpoint) -> 
     variant = library.best()
     if variant is None and library.could_run():
         log.warning(
-            "quantised weights are widened to %s and run three to nine times slower: engine/native is not compiled, for "
-            "lack of a C++ compiler when headrace was installed",
+            "quantised weights are widened to %s and run three to nine times slower: engine/native is not compiled, "
+            "for lack of a C++ compiler when headrace was installed",
             _name(host.dtype),
         )
     return variant
@@ -240,7 +239,7 @@ def _attention(name: str, host: Host, spec: Shape) -> AttentionBackend[Any] | No
     if host.device.type == "cpu":
         import numba  # takes half a second: not where it is not needed
 
-        numba.set_num_threads(min(host.threads, os.cpu_count() or 1))  # it starts no more than there are cores
+        numba.set_num_threads(min(host.threads, usable_cores()))  # it starts no more than there are cores
     attention = choose_attention(name, host)
     if attention is None and not family_of(spec).has_kernels:
         return _without_kernels(name, spec)

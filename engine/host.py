@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from engine.parallel.messages import Seat
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags of native bfloat16 products, x86 and Arm
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and copies past registers
+CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,7 +35,7 @@ def choose_host(device: str, dtype: str, threads: int, sharers: int = 1) -> Host
     """Resolves "auto" and 0. sharers: engines of which each has its part of the cores. Raises ModelRefused for a device
     that is not there."""
     chosen = _device(device)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     num_threads = threads or max(1, (cores - 1 if cores > 2 else cores) // sharers)
     if dtype != "auto":
         kind = DTYPES[dtype]
@@ -101,6 +103,29 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Cores that this process may run on (taskset, cpusets), at most as many as its share of processor time is worth
+    (limits of containers). With a thread more than that, threads that wait for each other hold each other up."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    return max(1, int(min(cores, _cgroup_cores(cgroup))))
+
+
+def _cgroup_cores(cgroup: Path) -> float:
+    try:
+        try:
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        except FileNotFoundError:  # the first version of cgroups
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if quota not in ("max", "-1") else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
 def available_bytes() -> int:
     """Memory that this process may still take: what the system calls available, less where a cgroup limits it."""
     return min(_system_available(), _cgroup_available())
@@ -116,9 +141,8 @@ def _system_available() -> int:
 
 def _cgroup_available() -> int:
     try:
-        folder = Path("/sys/fs/cgroup")
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
         return int(limit) - used if limit != "max" else 1 << 62
     except (OSError, ValueError):
         return 1 << 62
