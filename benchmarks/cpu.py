@@ -1,11 +1,13 @@
 """Our server on this machine's CPU, and the others that are installed beside it, each in its turn.
 
-    make bench                                              all workloads, three rounds; with both peers 40 minutes
+    make bench                                              all workloads, three rounds; with both peers 40 minutes,
+                                                            and with AVX2 alone, where they are slow, over two hours
     make bench ARGS="--peers none --rounds 1"               ours alone
     make bench ARGS="--workloads c1,c8 --flag=--dtype=float32"
     make bench ARGS="--workloads none --streams 1,2,4,8,16,32,64 --contexts 128,512,1984,8000 --context-length 8192"
     make bench ARGS="--schema"                              32 streams with a JSON schema and without, ours alone
     make bench ARGS="--output benchmarks/results/x.json"    kept, from the first round on
+    make bench ARGS="--output benchmarks/results/x.json --continue"      after the rounds that are in there
 
 Servers are started one after the other, since they share the cores with each other and with the client; who is first
 changes from round to round. Prompts are the same for all of them, and new in every round. Peers are looked for under
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_cases import FREE, HELD, WORKLOADS, Case, chosen, contexts_sweep, streams_sweep
+from benchmarks.cpu_kept import Another, Kept, kept, part_of
 from benchmarks.cpu_machine import machine
 from benchmarks.cpu_servers import MODEL, OURS, PEERS, Server, StartFailed, ours, running
 from benchmarks.cpu_table import Visit, by_round, lines, measured_table, needs_table, ready_s, tok_per_s
@@ -54,7 +57,10 @@ def arguments(argv: Sequence[str], peers_dir: str) -> argparse.Namespace:
     parser.add_argument("--schema", action="store_true", help="32 streams with a JSON schema and without, ours alone")
     parser.add_argument("--flag", action="append", default=[], help="for our server, such as --flag=--dtype=float32")
     parser.add_argument("--output", type=Path, help="keep the JSON here too")
+    parser.add_argument("--continue", dest="goes_on", action="store_true", help="keep the whole rounds of --output")
     args = parser.parse_args(argv)
+    if args.goes_on and not args.output:
+        parser.error("--continue needs --output, where the rounds before are")
     if unknown := [name for name in args.peers if name not in PEERS]:
         parser.error(f"no peer {unknown[0]!r}; there are {', '.join(PEERS)}")
     try:
@@ -92,9 +98,9 @@ def servers(args: argparse.Namespace) -> list[Server]:
     return found
 
 
-def measure(all_servers: Sequence[Server], cases: Sequence[Case], rounds: int, save: Save) -> list[Visit]:
+def measure(all_servers: Sequence[Server], cases: Sequence[Case], rounds: range, save: Save) -> list[Visit]:
     visits: list[Visit] = []
-    for turn in range(1, rounds + 1):
+    for turn in rounds:
         first = (turn - 1) % len(all_servers)
         for server in [*all_servers[first:], *all_servers[:first]]:
             visits.append(visit(server, cases, turn))
@@ -152,19 +158,29 @@ def main(argv: Sequence[str], peers_dir: str) -> None:
         "versions": {server.name: server.version for server in all_servers},
     }
 
-    def summary(visits: Sequence[Visit]) -> dict[str, Any]:
+    try:
+        before = kept(args.output, head, [case.name for case in args.cases]) if args.goes_on else Kept()
+    except Another as error:
+        sys.exit(f"cannot go on: {error}")
+    rounds = range(before.rounds + 1, args.rounds + 1)
+
+    def summary(new: Sequence[Visit]) -> dict[str, Any]:
+        visits = [*before.visits, *new]
         told = {**head, "needs": [line.told() for line in lines(visits, args.cases)]}
         told["ready_s"] = {server.name: ready_s(visits, server.name) for server in all_servers}
         told["visits"] = [asdict(each) for each in visits]
+        if before.parts:
+            told["parts"] = [*before.parts, {**part_of(head), "rounds": len({visit.turn for visit in new})}]
         return {**told, "schema_ratio": schema_ratio(visits)} if args.schema else told
 
     def save(visits: Sequence[Visit]) -> None:
         if args.output:
             args.output.write_text(json.dumps(summary(visits)) + "\n")
 
-    visits = measure(all_servers, args.cases, args.rounds, save)
+    new = measure(all_servers, args.cases, rounds, save)
+    visits = [*before.visits, *new]
     print(f"\n{measured_table(visits, args.cases)}\n\n{needs_table(lines(visits, args.cases))}\n")
-    print(json.dumps(summary(visits)))
+    print(json.dumps(summary(new)))
 
 
 if __name__ == "__main__":
