@@ -118,7 +118,14 @@ def main() -> int:
     other = args.other.resolve()
     os.chdir(ROOT)
     about = {"benchmark": "agreement", "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    about |= {"commit": commit(ROOT), "step_ms": args.step_ms, "rounds": args.rounds, "output_len": args.output_len}
+    given = " ".join(Path(word).name if word == str(args.other) else word for word in sys.argv[1:])
+    about |= {
+        "command": f"python -m benchmarks.agreement {given}",
+        "commit": commit(ROOT),
+        "step_ms": args.step_ms,
+        "rounds": args.rounds,
+        "output_len": args.output_len,
+    }
     with server(args.step_ms) as (url, model):
         found = measure(Generators(other, url, model, args.output_len), args.levels, args.rounds)
     told = []

@@ -110,7 +110,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     about = {"benchmark": "scrape", "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    about["commit"] = commit(ROOT)
+    marks = ",".join(map(str, args.requests))
+    about |= {"command": f"python -m benchmarks.scrape --requests {marks}", "commit": commit(ROOT)}
     with running(ours([])) as up:
         rows = asyncio.run(measure(up.base_url, args.requests))
     longest = max(row["longest_ms"] for row in rows if row["requests"] == args.requests[-1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine import kvcache
+from engine.loaders.blocks import Codes
 from engine.models import decoder as plain_decoder
 from engine.models.products import linear
 from engine.models.spec import ModelSpec
@@ -204,6 +205,22 @@ def test_products(bits: int, variant: str) -> None:
         got = decoder.head(hidden)
         assert got.shape == (rows, 203)
         assert distance(got.double(), expected) < 1e-3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bits", [4, 8])
+@torch.inference_mode()
+def test_the_largest_products_do_not_overflow(bits: int, variant: str) -> None:
+    """All weights' codes as large as they get, all activations' 127, or all -127."""
+    most = (1 << bits) - 1
+    groups = np.ones((32, 3), np.float16)
+    codes = Codes(np.full((32, 96), most, np.uint8), groups / most, 0 * groups, bits)
+    pair = random_pair(spec_of(), variant)
+    pair.native.final_norm[:] = 1.0
+    pair.native.head = pack([codes], None, variant, Arena())
+    decoder = pair.decoder(variant)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0]).unsqueeze(1)
+    torch.testing.assert_close(decoder.head(signs.expand(5, 96))[:, :32], 96 * signs.expand(5, 32), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
