@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from engine.cgroups import Groups
 from engine.errors import ModelRefused
 from engine.parallel.messages import Seat
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags of native bfloat16 products, x86 and Arm
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and copies past registers
-CGROUP = Path("/sys/fs/cgroup")
+GROUPS = Groups()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,32 +103,19 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-def usable_cores(cgroup: Path = CGROUP) -> int:
+def usable_cores(groups: Groups = GROUPS) -> int:
     """Cores that this process may run on (taskset, cpusets), at most as many as its share of processor time is worth
     (limits of containers). With a thread more than that, threads that wait for each other hold each other up."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
-    return max(1, int(min(cores, _cgroup_cores(cgroup))))
+    return max(1, int(min(cores, groups.cores())))
 
 
-def _cgroup_cores(cgroup: Path) -> float:
-    try:
-        try:
-            quota, period = (cgroup / "cpu.max").read_text().split()
-        except FileNotFoundError:  # the first version of cgroups
-            quota, period = (
-                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
-            )
-        return int(quota) / int(period) if quota not in ("max", "-1") else math.inf
-    except (OSError, ValueError):
-        return math.inf
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take: what the system calls available, less where a cgroup limits it."""
-    return min(_system_available(), _cgroup_available())
+def available_bytes(groups: Groups = GROUPS) -> int:
+    """Memory that this process may still take: what the system calls available, less where control groups limit it."""
+    return int(min(_system_available(), groups.free_bytes()))
 
 
 def _system_available() -> int:
@@ -137,12 +124,3 @@ def _system_available() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _cgroup_available() -> int:
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        return int(limit) - used if limit != "max" else 1 << 62
-    except (OSError, ValueError):
-        return 1 << 62
