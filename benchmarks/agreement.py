@@ -101,6 +101,18 @@ def measure(generators: Generators, levels: Sequence[tuple[int, int]], rounds: i
     return found
 
 
+def rows(streams: int, requests: int, runs: Runs) -> Iterator[dict[str, Any]]:
+    """Each figure: of every run, and compared."""
+    for name in FIGURES:
+        of = {who: [value(each, name) for each in runs[who]] for who in (OURS, FIRST, AGAIN)}
+        ratio, itself = (round(each, 4) for each in ratios(runs, name))
+        row = {"streams": streams, "requests": requests, "figure": name, **of, "ratio": ratio, "theirs_again": itself}
+        mine, others = statistics.median(of[OURS]), statistics.median(of[FIRST] + of[AGAIN])
+        beyond = "" if abs(ratio - 1) <= WITHIN else f"   beyond {WITHIN:.0%}"
+        print(f"{name:<30}{mine:9.1f}{others:9.1f}{ratio:8.3f}{itself:9.3f}{beyond}")
+        yield row
+
+
 def level(text: str) -> tuple[int, int]:
     streams, _, requests = text.partition(":")
     return int(streams), int(requests)
@@ -113,38 +125,18 @@ def main() -> int:
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--step-ms", type=float, help="no model: a token for each stream so often")
-    parser.add_argument("--output", type=Path, help="keep the JSON here too")
     args = parser.parse_args()
     other = args.other.resolve()
     os.chdir(ROOT)
     about = {"benchmark": "agreement", "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    given = " ".join(Path(word).name if word == str(args.other) else word for word in sys.argv[1:])
-    about |= {
-        "command": f"python -m benchmarks.agreement {given}",
-        "commit": commit(ROOT),
-        "step_ms": args.step_ms,
-        "rounds": args.rounds,
-        "output_len": args.output_len,
-    }
+    asked = {"step_ms": args.step_ms, "rounds": args.rounds, "output_len": args.output_len}
     with server(args.step_ms) as (url, model):
         found = measure(Generators(other, url, model, args.output_len), args.levels, args.rounds)
     told = []
     for streams, requests in args.levels:
         print(f"\n{streams} streams, {requests} requests".ljust(34) + "ours     theirs   ratio   theirs again / theirs")
-        for name in FIGURES:
-            with_other, with_itself = ratios(found[streams], name)
-            mine, others = (
-                statistics.median(value(each, name) for who in group for each in found[streams][who])
-                for group in ((OURS,), (FIRST, AGAIN))
-            )
-            beyond = "" if abs(with_other - 1) <= WITHIN else f"   beyond {WITHIN:.0%}"
-            print(f"{name:<30}{mine:9.1f}{others:9.1f}{with_other:8.3f}{with_itself:9.3f}{beyond}")
-            row = {"streams": streams, "requests": requests, "figure": name, "ours": mine, "theirs": others}
-            told.append({**row, "ratio": round(with_other, 4), "theirs_again": round(with_itself, 4)})
-    text = json.dumps({**about, "figures": told})
-    if args.output:
-        args.output.write_text(text + "\n")
-    print(text)
+        told += rows(streams, requests, found[streams])
+    print(json.dumps({**about, "commit": commit(ROOT), "other": other.name, **asked, "figures": told}))
     return 0
 
 

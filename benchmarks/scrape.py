@@ -85,6 +85,7 @@ ACCEPT = {"text": "text/plain", "openmetrics": "application/openmetrics-text; ve
 
 async def measure(base_url: str, marks: list[int]) -> list[dict[str, Any]]:
     url, rows = base_url.removesuffix("/v1") + "/metrics", []
+    known: dict[str, set[bytes]] = {}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector) as session:
         for begin, end in itertools.pairwise([0, *marks]):
@@ -92,7 +93,11 @@ async def measure(base_url: str, marks: list[int]) -> list[dict[str, Any]]:
             for form, accept in ACCEPT.items():
                 got = [await scrape(session, url, accept) for _ in range(SCRAPES)]
                 took = [ms for ms, _ in got]
-                row = {"requests": end, "form": form, "series": len(series(got[-1][1])), "bytes": len(got[-1][1])}
+                page = got[-1][1]
+                there = series(page)
+                row = {"requests": end, "form": form, "series": len(there), "bytes": len(page)}
+                row["new"] = sorted(name.decode() for name in there - known.get(form, there))
+                known[form] = there
                 row |= {"p50_ms": round(statistics.median(took), 1), "longest_ms": round(max(took), 1)}
                 rows.append(row)
                 print("  ".join(f"{name} {told}" for name, told in row.items()), flush=True)

@@ -42,6 +42,8 @@ class EngineMetrics:
             buckets=buckets.STEP_S,
             registry=self.registry,
         )
+        for kind in STEP_KINDS:
+            self._step_seconds.labels(kind)
         self._step_tokens = make.histogram("step_tokens", "Tokens computed in a step.", buckets.TOKENS_OF_STEP)
         self._batch_size = make.histogram("batch_size", "Sequences in a step.", buckets.SEQUENCES_OF_STEP)
 

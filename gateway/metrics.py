@@ -45,11 +45,13 @@ ENDPOINTS = frozenset(
         "models",
         "other",
         "profile",
+        "render",
         "responses",
         "timeline",
         "tokenize",
     }
 )
+ASKED_ANYWHERE = ("chat", "completions")
 OUTCOMES = frozenset(
     {
         "cancelled",
@@ -150,6 +152,9 @@ class Metrics:
 
     def _create_request_series(self, make: SeriesMaker) -> None:
         self._requests = make.counter("requests", "Requests ended, by how they ended.", ("endpoint", "outcome"))
+        self._endpoints: set[str] = set()
+        for endpoint in ASKED_ANYWHERE:
+            self._know_endpoint(endpoint)
         self._rejections = make.counter("rejections", "Requests refused before any work.", ("reason",), REJECTIONS)
         self._rate_limited = make.counter(
             "rate_limited", "Requests refused for their client's own limits.", ("kind",), RATE_LIMITS
@@ -210,9 +215,18 @@ class Metrics:
     # requests
 
     def request_ended(self, endpoint: str, outcome: str, seconds: float, request_id: str) -> None:
-        self._requests.labels(bounded(endpoint, ENDPOINTS), bounded(outcome, OUTCOMES)).inc()
+        name = bounded(endpoint, ENDPOINTS)
+        if name not in self._endpoints:
+            self._know_endpoint(name)
+        self._requests.labels(name, bounded(outcome, OUTCOMES)).inc()
         if outcome in ("stop", "length"):
             self._e2e.observe(seconds, request_id)
+
+    def _know_endpoint(self, name: str) -> None:
+        """All its outcomes are there from now on: its first error is an increase, and series do not grow in number."""
+        self._endpoints.add(name)
+        for outcome in OUTCOMES:
+            self._requests.labels(name, outcome)
 
     def tenant_ended(self, key: str, prompt_tokens: int, generated_tokens: int) -> None:
         if len(self._tenants) < MAX_TENANTS:

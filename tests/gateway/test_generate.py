@@ -7,10 +7,22 @@ import httpx
 import pytest
 
 from gateway.http.app import create_app
+from gateway.metrics import OUTCOMES
 from gateway.services import GenerateDefaults, Services
 from scheduler.protocol import Submit
 from scheduler.types import Rejected
-from tests.fixtures.fakes import BOS, EOS, FakeEngine, Script, client_of, post, toy_app, toy_model, toy_services
+from tests.fixtures.fakes import (
+    BOS,
+    EOS,
+    FakeEngine,
+    Script,
+    client_of,
+    counted,
+    post,
+    toy_app,
+    toy_model,
+    toy_services,
+)
 
 PROMPT = "Hello, who are you?"
 
@@ -242,8 +254,8 @@ async def test_a_stream_that_fails_later_has_no_end() -> None:
     await connection.end()
     assert (connection.status, connection.body) == (200, b"H")
     assert all(message.get("more_body", True) for message in connection.sent)
-    page, _ = services.metrics.render("")
-    assert b'endpoint="generate"' in page and b'outcome="stop"' not in page
+    ends = {outcome: counted(services, "requests_total", endpoint="generate", outcome=outcome) for outcome in OUTCOMES}
+    assert {outcome for outcome, count in ends.items() if count} == {"unavailable"}
 
 
 async def test_silence_is_not_filled_in(engine: FakeEngine) -> None:

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.engine_metrics import NO_STATS, WAIT_REASONS
+from gateway.engine_metrics import NO_STATS, STEP_KINDS, WAIT_REASONS
 from gateway.gpus import GpuCollector
 from gateway.http.app import create_app
 from gateway.http.lag import watch_lag
-from gateway.metrics import MAX_TENANTS, Metrics
+from gateway.metrics import ASKED_ANYWHERE, MAX_TENANTS, OUTCOMES, Metrics
 from scheduler.protocol import EngineStats, StepRecord
 from scheduler.types import Rejected
 from tests.fixtures.fakes import MODEL, FakeEngine, client_of, post, toy_ready, toy_services
@@ -132,6 +132,29 @@ def test_labels_from_outside_are_bounded() -> None:
     assert value(metrics, "requests_total", endpoint="other", outcome="other") == 1
 
 
+def samples(metrics: Metrics) -> set[tuple[str, str]]:
+    return {(each.name, str(each.labels)) for family in metrics.collect() for each in family.samples}
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "embeddings"])
+def test_an_endpoint_that_was_asked_once_has_all_its_series(endpoint: str) -> None:
+    """And there are no more of them however long a server lives."""
+    metrics = Metrics()
+    metrics.request_ended(endpoint, "ok", 1.0, "r")
+    before = samples(metrics)
+    assert value(metrics, "requests_total", endpoint=endpoint, outcome="error") == 0
+    for outcome in OUTCOMES:
+        metrics.request_ended(endpoint, outcome, 1.0, "r")
+    for kind in STEP_KINDS:
+        metrics.engines[0].on_step(StepRecord(kind, 4, 4, 0.01))
+    assert samples(metrics) == before
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_the_first_error_of_all_is_an_increase(endpoint: str) -> None:
+    assert value(Metrics(), "requests_total", endpoint=endpoint, outcome="error") == 0
+
+
 async def test_a_request_is_counted_to_the_token() -> None:
     services = toy_services(FakeEngine(cached_tokens=2))
     metrics = services.metrics
@@ -162,8 +185,9 @@ async def test_paths_and_methods_make_no_new_series(client: httpx.AsyncClient) -
         await client.get(path)
         await client.request("ODD", path)
     text = (await client.get("/metrics")).text
-    endpoints = set(re.findall(r'headrace_requests_total{endpoint="(\w+)",model=""', text))
-    assert endpoints == {"other", "models"}
+    found = re.findall(r'headrace_requests_total{endpoint="(\w+)",model="",outcome="\w+"} (\S+)', text)
+    assert {endpoint for endpoint, _ in found} == {"other", "models", *ASKED_ANYWHERE}
+    assert {endpoint for endpoint, count in found if float(count)} == {"other", "models"}
 
 
 async def test_a_bucket_names_a_request_in_openmetrics() -> None:
