@@ -129,7 +129,10 @@ def main() -> int:
     other = args.other.resolve()
     os.chdir(ROOT)
     about = {"benchmark": "agreement", "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-    asked = {"step_ms": args.step_ms, "rounds": args.rounds, "output_len": args.output_len}
+    flags = [f"{streams}:{requests}" for streams, requests in args.levels]
+    pace = f" --step-ms {args.step_ms:g}" if args.step_ms else ""
+    command = f"python -m benchmarks.agreement {other.name} --rounds {args.rounds} --levels {' '.join(flags)}{pace}"
+    asked = {"command": command, "step_ms": args.step_ms, "rounds": args.rounds, "output_len": args.output_len}
     with server(args.step_ms) as (url, model):
         found = measure(Generators(other, url, model, args.output_len), args.levels, args.rounds)
     told = []

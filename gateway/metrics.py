@@ -51,7 +51,7 @@ ENDPOINTS = frozenset(
         "tokenize",
     }
 )
-ASKED_ANYWHERE = ("chat", "completions")
+ASKED_ANYWHERE = ("chat", "completions")  # endpoints whose series are there before anybody asks
 OUTCOMES = frozenset(
     {
         "cancelled",
