@@ -7,7 +7,7 @@ from typing import Any
 from gateway.http.error_shape import CHAT_WEB, is_anthropic
 from gateway.http.guard import OPEN_PATHS
 from gateway.openapi.codes import STATUSES
-from gateway.openapi.fields import Schema, either, ref
+from gateway.openapi.fields.forms import Schema, either, ref
 from gateway.openapi.operations import MODEL, OPERATIONS, Operation
 from gateway.openapi.schemas import component_of, components
 from gateway.services import Services

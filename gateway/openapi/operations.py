@@ -15,7 +15,7 @@ from gateway.engines.profiles import MAX_STEPS, MAX_TIMEOUT_S
 from gateway.http.page_files import PageFolder
 from gateway.messages import types as anthropic
 from gateway.openapi import schemas
-from gateway.openapi.fields import Schema, either
+from gateway.openapi.fields.forms import Schema, either
 from gateway.responses import types as responses
 from gateway.rolling import types as rolling
 from gateway.rolling.settings import ReloadOptions

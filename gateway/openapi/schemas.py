@@ -13,7 +13,9 @@ from gateway.chat_web import types as chat_web
 from gateway.dashboard import types as dashboard
 from gateway.messages import types as anthropic
 from gateway.openapi.codes import CODES
-from gateway.openapi.fields import TYPES, Schema, all_fields, ref
+from gateway.openapi.fields.forms import Schema, ref
+from gateway.openapi.fields.table import all_fields
+from gateway.openapi.fields.types import TYPES
 from gateway.responses import types as responses
 from gateway.rolling import types as rolling
 from gateway.rolling.settings import ReloadOptions
