@@ -19,7 +19,7 @@ import msgspec
 
 from chat.flags import Flags
 
-COMMAND = (sys.executable, "-m", "gateway", "serve")
+COMMAND = (sys.executable, "-P", "-m", "gateway", "serve")
 OWN = ("--host=127.0.0.1", "--port=0", "--log-format=json", "--log-level=info", "--end-with-stdin")
 NANOCHAT = "nanochat:"
 START_S = 2 * 3600.0  # a large model may have to be fetched

@@ -19,7 +19,7 @@ from gateway.tokenizer.base import Tokenizer
 TURNS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>")
 MARKERS = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
 BOS = "<|bos|>"
-_BLOCK = re.compile(r"<\|(python|output)_start\|>(.*?)<\|\1_end\|>", re.DOTALL)
+_BEGIN = re.compile(r"<\|(python|output)_start\|>")
 
 
 class NanochatTemplate:
@@ -67,13 +67,31 @@ class NanochatTemplate:
 
     def _said(self, text: str) -> Iterator[int]:
         done = 0
-        for block in _BLOCK.finditer(text):
-            yield from self._tokenizer.encode(text[done : block.start()])
-            yield self._special[f"<|{block[1]}_start|>"]
-            yield from self._tokenizer.encode(block[2])
-            yield self._special[f"<|{block[1]}_end|>"]
-            done = block.end()
+        for start, end, kind in _blocks(text):
+            begin, close = f"<|{kind}_start|>", f"<|{kind}_end|>"
+            yield from self._tokenizer.encode(text[done:start])
+            yield self._special[begin]
+            yield from self._tokenizer.encode(text[start + len(begin) : end])
+            yield self._special[close]
+            done = end + len(close)
         yield from self._tokenizer.encode(text[done:])
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int, str]]:
+    """Calls and results: where the begin marker and the end marker stand, and of which kind they are. Linear: an end
+    that was not found once is not looked for again."""
+    open_ended: set[str] = set()
+    place = 0
+    for match in _BEGIN.finditer(text):
+        kind = match[1]
+        if match.start() < place or kind in open_ended:
+            continue
+        end = text.find(f"<|{kind}_end|>", match.end())
+        if end < 0:
+            open_ended.add(kind)
+            continue
+        yield match.start(), end, kind
+        place = end + len(f"<|{kind}_end|>")
 
 
 def _refused(where: str, why: str) -> ApiError:

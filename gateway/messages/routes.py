@@ -19,7 +19,7 @@ from gateway.messages.types import Conversation, MessagesRequest, TokenCount
 from gateway.messages.wire import MessagesWire
 from gateway.openai import encode
 from gateway.requests.convert import Job, check_model, stop_strings
-from gateway.requests.explain import Explained, Parameters
+from gateway.requests.explain import SHOWN, Explained, Parameters
 from gateway.requests.parse import Parsed, decode, ignored_header, invalid, parse
 from gateway.requests.prepare import Prepared, Workers, chat_prompt, check_strict, plan_chat
 from gateway.requests.request_limits import check_num_messages, check_sampling
@@ -37,6 +37,9 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     check_sampling(request, services.settings)
     stops = stop_strings(request.stop_sequences, "stop_sequences", MAX_STOPS)
     translated = _translated(request, fields, services, parsed.ignored)
+    if stops and _is_forced(request):
+        parsed.ignored.append("stop_sequences")
+        stops = ()
     try:
         job, explained = plan_chat(translated.request, parsed.ignored, services)
     except ApiError as error:
@@ -53,6 +56,11 @@ def prepare_messages(body: bytes, services: Services) -> Prepared:
     return Prepared(job, wire, parsed.ignored, bool(request.stream), partial(_explain, explained, job))
 
 
+def _is_forced(request: MessagesRequest) -> bool:
+    """Calls that are enforced end by their grammar; a stop string would cut their mark-up."""
+    return request.tool_choice is not None and request.tool_choice.type in ("any", "tool")
+
+
 def _parsed(body: bytes, kind: type[T]) -> tuple[Parsed[T], dict[str, Raw]]:
     return parse(body, kind, MISNAMED), decode(body, dict[str, Raw])
 
@@ -67,7 +75,8 @@ def _translated(request: Conversation, fields: dict[str, Raw], services: Service
 
 def _explain(explained: Explained, job: Job) -> Parameters:
     """With what the chat request did not say."""
-    told: Parameters = {"stop": {"value": list(job.text.stops), "from": "request"}} if job.text.stops else {}
+    stops = [text[:SHOWN] for text in job.text.stops]
+    told: Parameters = {"stop": {"value": stops, "from": "request"}} if stops else {}
     return {**explained(), **told, "max_tokens": {"value": job.params[0].max_tokens, "from": "request"}}
 
 

@@ -50,7 +50,11 @@ def encode_chat(
                 variables=variables,
             )
 
-    ids = encode(turns)
+    try:
+        ids = encode(turns)
+    except RecursionError:  # what could just be read is walked through again
+        message = "The messages, their tools or chat_template_kwargs are nested too deeply."
+        raise invalid("messages", message, "invalid_value") from None
     named = [f"messages[{index}].name" for index, turn in enumerate(turns) if "name" in turn]
     if named and encode([{key: turn[key] for key in turn if key != "name"} for turn in turns]) == ids:
         ignored += named

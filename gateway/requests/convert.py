@@ -155,10 +155,10 @@ def completion_sampling(
     return msgspec.structs.replace(params, prompt_logprobs=max(logprobs, params.prompt_logprobs or 0))
 
 
-def check_told(request: CompletionRequest, job: Job) -> None:
-    """Each choice repeats what is told of its prompt: bounds that for an answer."""
+def check_told(request: GenerateRequest, job: Job, times: int = 1) -> None:
+    """Bounds what an answer tells of its prompts; a completion's choices each repeat it."""
     per_token = (job.params[0].prompt_logprobs or 0) + 1 if job.params[0].prompt_logprobs is not None else 0
-    told = per_token * (request.n or 1) * sum(map(len, job.prompts))
+    told = per_token * times * sum(map(len, job.prompts))
     if told > MAX_TOLD:
         name = "prompt_logprobs" if request.prompt_logprobs is not None else "logprobs"
         message = f"{told} log-probabilities of prompts are too many for an answer; at most {MAX_TOLD} are told."
@@ -373,10 +373,12 @@ def _too_long(source: str, param: str, prompt_len: int, asked: int | None, max_m
     return invalid(source, message, "context_length_exceeded")
 
 
-def check_can_fit(source: str, texts: Iterable[str], model: ServedModel, max_model_len: int) -> None:
+def check_can_fit(
+    source: str, texts: Iterable[str], model: ServedModel, max_model_len: int, *, stripped: bool = False
+) -> None:
     """Refuses by its bytes what is hopelessly long: to encode megabytes takes many seconds of a thread that others
-    wait for. White space at the ends does not count, since templates may take it off."""
-    fewest = sum(model.tokenizer.fewest_tokens(text.strip()) for text in texts)
+    wait for. stripped: white space at the ends does not count, since templates may take it off."""
+    fewest = sum(model.tokenizer.fewest_tokens(text.strip() if stripped else text) for text in texts)
     if fewest > max_model_len:
         message = (
             f"This server's maximum context length is {max_model_len} tokens, but the {source} must be at least "

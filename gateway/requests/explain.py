@@ -27,7 +27,7 @@ _ONLY_ASKED = (  # of lists and tables their size
     *("logit_bias", "allowed_token_ids", "bad_words", "priority", "truncate_prompt_tokens", "best_of"),
     *("reasoning_effort", "parallel_tool_calls", "echo", "logprobs", "prompt_logprobs"),
 )
-_SHOWN = 40  # characters of a stop string
+SHOWN = 40  # characters of a stop string
 
 
 def explain(request: GenerateRequest, job: Job, model: ServedModel) -> Parameters:
@@ -45,7 +45,7 @@ def explain(request: GenerateRequest, job: Job, model: ServedModel) -> Parameter
     }
     found["seed"] = {"value": job.seed, "from": "drawn" if request.seed is None else "request"}
     found["n"] = {"value": request.n or 1, "from": _source(request, "n", model)}
-    found["stop"] = {"value": [text[:_SHOWN] for text in job.text.stops], "from": _source(request, "stop", model)}
+    found["stop"] = {"value": [text[:SHOWN] for text in job.text.stops], "from": _source(request, "stop", model)}
     own_ids = "request" if request.stop_token_ids or request.ignore_eos else "generation_config"
     found["stop_token_ids"] = {"value": list(params.stop_ids), "from": own_ids}
     for name in _ONLY_ASKED:

@@ -1,4 +1,4 @@
-"""Whether grammars can be compiled, found out in child processes that may be killed: no grammar harms the gateway.
+"""Grammars are read and tried in child processes that may be killed: no grammar harms the gateway.
 
 Blocking, for any thread. What passes here compiles in the engine, which cannot kill its threads.
 """
@@ -17,7 +17,7 @@ from functools import cache
 from hashlib import sha256
 from threading import BoundedSemaphore, Lock
 
-from gateway.requests.grammar_child import read_frame, write_frame
+from gateway.requests.grammar_child import CHECK, DONE, LARK, read_frame, write_frame
 
 CHILD_COMMAND = (sys.executable, "-m", "gateway.requests.grammar_child")
 _END_S = 5.0
@@ -55,23 +55,31 @@ class GrammarChecker:
                 self._known.move_to_end(digest)
                 return self._known[digest]
         with self._slots:
-            problem = self._ask(grammar)
+            problem = self._ask(CHECK + grammar)
         with self._lock:
             self._known[digest] = problem
             while len(self._known) > self._limits.max_cached:
                 self._known.popitem(last=False)
         return problem
 
-    def _ask(self, grammar: str) -> str:
+    def lark(self, text: str) -> str:
+        """Lark of Lark or GBNF. Raises ValueError, and TooCostly."""
+        with self._slots:
+            answer = self._ask(LARK + text)
+        if not answer.startswith(DONE):
+            raise ValueError(answer[1:])
+        return answer[1:]
+
+    def _ask(self, question: str) -> str:
         child = self._take()
         try:
-            problem = child.ask(grammar)
+            answer = child.ask(question)
         except BaseException:
             child.end()
             raise
         with self._lock:
             self._idle.append(child)
-        return problem
+        return answer
 
     def _take(self) -> _Child:
         with self._lock:
@@ -102,11 +110,11 @@ class _Child:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, grammar: str) -> str:
+    def ask(self, question: str) -> str:
         """Raises TooCostly where the child ended over it: it keeps its own time."""
         assert self._process.stdin and self._process.stdout
         try:
-            write_frame(self._process.stdin, grammar)
+            write_frame(self._process.stdin, question)
             answer = read_frame(self._process.stdout)
         except BrokenPipeError:
             answer = None

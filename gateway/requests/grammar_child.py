@@ -1,6 +1,7 @@
-"""A process that checks grammars one by one: what takes too long or too much memory ends it, and nothing else.
+"""A process that reads and checks grammars one by one: what takes too much time or memory ends it, and nothing else.
 
-Frames on its standard input and output: a length in 4 bytes, then text. It ends when its input is closed.
+Frames on its standard input and output: a length in 4 bytes, then text. A question begins with a letter that says
+what is asked, an answer to LARK with one that says how it went. It ends when its input is closed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import sys
 from typing import IO
 
 from llguidance import LLMatcher, LLParserLimits
+from llguidance.gbnf_to_lark import any_to_lark
 
 from scheduler.types import MAX_GRAMMAR_SYMBOLS, MAX_LEXER_STATES
 
+CHECK, LARK = "c", "l"
+DONE, FAULT = "+", "-"
 _MAX_PROBLEM_CHARS = 4000
 _WALL_PER_CPU = 3  # on a busy machine a check may last longer than it computes
 _LENGTH = struct.Struct(">I")
@@ -43,15 +47,28 @@ def problem_of(grammar: str) -> str:
     return messages[0][:_MAX_PROBLEM_CHARS] if is_error else ""
 
 
+def lark_of(text: str) -> str:
+    """Lark as it is, GBNF translated. In here, since that takes quadratic time for some texts."""
+    try:
+        return DONE + any_to_lark(text)
+    except Exception as error:  # the converter raises what it likes
+        return FAULT + str(error)[:_MAX_PROBLEM_CHARS]
+
+
+def answer(question: str) -> str:
+    asked, text = question[:1], question[1:]
+    return lark_of(text) if asked == LARK else problem_of(text)
+
+
 def serve(source: IO[bytes], sink: IO[bytes], seconds: float) -> None:
     """The kernel keeps the time: what computes inside llguidance hears of nothing else."""
-    while (grammar := read_frame(source)) is not None:
+    while (question := read_frame(source)) is not None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds * _WALL_PER_CPU)
-        problem = problem_of(grammar)
+        answered = answer(question)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        write_frame(sink, problem)
+        write_frame(sink, answered)
 
 
 def main() -> None:

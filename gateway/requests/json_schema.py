@@ -61,15 +61,28 @@ def enforceable(root: Schema, where: str) -> Schema:
     references = _References(root, places)
     for place in places:
         _check(place, references)
+    branches = _Branches()
     for place in places:
-        _sharpen(place.schema, references)
+        _sharpen(place.schema, references, branches)
     return root
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    path: str
+    """A schema and its name within `parent`. Paths are put together for faults only: all of them at once could be many
+    times as long as the schema."""
+
+    parent: _Place | None
+    name: str
     schema: Schema
+
+    @property
+    def path(self) -> str:
+        names, place = [self.name], self.parent
+        while place is not None:
+            names.append(place.name)
+            place = place.parent
+        return ".".join(reversed(names))
 
     def fault(self, keyword: str, problem: str) -> ApiError:
         path = f"{self.path}.{keyword}"
@@ -78,13 +91,13 @@ class _Place:
 
 def _places(root: Schema, where: str) -> Iterator[_Place]:
     """Every schema within `root`, that itself first."""
-    waiting = [_Place(where, root)]
+    waiting = [_Place(None, where, root)]
     while waiting:
         place = waiting.pop()
         yield place
         for name, part in reversed(list(_parts(place))):
             if isinstance(part, dict):
-                waiting.append(_Place(f"{place.path}.{name}", part))
+                waiting.append(_Place(place, name, part))
             elif not isinstance(part, bool):
                 raise place.fault(name, "must be an object or a boolean")
 
@@ -162,10 +175,11 @@ def _member(value: Any, key: str) -> Any:
 
 def _check(place: _Place, references: _References) -> None:
     schema, types = place.schema, _types(place)
+    families = {*types, *map(_family, types)}
     for keyword in schema:
         if keyword in _NOT_ENFORCED and not (keyword == "uniqueItems" and schema[keyword] is False):
             raise place.fault(keyword, "cannot be enforced by this server")
-        if types and _TYPE_OF.get(keyword, types[0]) not in {*types, *map(_family, types)}:
+        if types and _TYPE_OF.get(keyword, types[0]) not in families:
             raise place.fault(keyword, f"says nothing of values of type {' or '.join(types)}")
     if schema.get("format", FORMATS[0]) not in FORMATS:
         raise place.fault("format", f"cannot be enforced by this server unless it is one of {', '.join(FORMATS)}")
@@ -225,7 +239,7 @@ def _required(schema: Schema) -> list[Any]:
 # in the compiler's terms
 
 
-def _sharpen(schema: Schema, references: _References) -> None:
+def _sharpen(schema: Schema, references: _References, compared: _Branches) -> None:
     schema.pop("uniqueItems", None)
     kind, pattern = schema.get("format"), schema.get("pattern")
     for narrower in _BESIDE_FORMAT.get(kind or "", ()):
@@ -235,7 +249,7 @@ def _sharpen(schema: Schema, references: _References) -> None:
     branches = schema.get("oneOf", [])
     if len(branches) <= _MAX_BRANCHES and any(isinstance(each, dict) and "$ref" in each for each in branches):
         resolved = [references.resolved(each) for each in branches]
-        if all(_exclude(*pair) for pair in combinations(resolved, 2)):
+        if all(compared.exclude(*pair) for pair in combinations(resolved, 2)):
             _add(schema, {"anyOf": schema.pop("oneOf")})
 
 
@@ -243,16 +257,34 @@ def _add(schema: Schema, part: Schema) -> None:
     schema["allOf"] = [*schema.get("allOf", []), part]
 
 
-def _exclude(first: Any, second: Any) -> bool:
-    """Whether no value can be both, as their types show, or a required property with other constants in each."""
-    if not isinstance(first, dict) or not isinstance(second, dict):
-        return False
-    types = [_type_set(first), _type_set(second)]
-    if types[0] and types[1] and not types[0] & types[1]:
+class _Branches:
+    """Which schemas of one document exclude each other. Each pair is looked at once: many a oneOf may list the same."""
+
+    def __init__(self) -> None:
+        self._traits: dict[int, tuple[set[str], dict[str, set[str]]]] = {}
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def exclude(self, first: Any, second: Any) -> bool:
+        """Whether no value can be both, as their types show, or a required property with other constants in each."""
+        if not isinstance(first, dict) or not isinstance(second, dict):
+            return False
+        pair = (id(first), id(second))
+        if pair not in self._known:
+            self._known[pair] = _exclude(self._traits_of(first), self._traits_of(second))
+        return self._known[pair]
+
+    def _traits_of(self, schema: Schema) -> tuple[set[str], dict[str, set[str]]]:
+        if id(schema) not in self._traits:
+            self._traits[id(schema)] = _type_set(schema), _tags(schema)
+        return self._traits[id(schema)]
+
+
+def _exclude(first: tuple[set[str], dict[str, set[str]]], second: tuple[set[str], dict[str, set[str]]]) -> bool:
+    (types, tags), (other_types, others) = first, second
+    if types and other_types and not types & other_types:
         return True
-    if types != [{"object"}, {"object"}]:
+    if not types == other_types == {"object"}:
         return False
-    tags, others = _tags(first), _tags(second)
     return any(not values & others[name] for name, values in tags.items() if name in others)
 
 
@@ -263,9 +295,10 @@ def _type_set(schema: Schema) -> set[str]:
 
 def _tags(schema: Schema) -> dict[str, set[str]]:
     """Required properties whose values are some of a few strings."""
+    required = {name for name in _required(schema) if isinstance(name, str)}
     found = {}
     for name, part in schema.get("properties", {}).items():
-        if name in _required(schema) and isinstance(part, dict):
+        if name in required and isinstance(part, dict):
             values = [part["const"]] if "const" in part else part.get("enum")
             if isinstance(values, list) and all(isinstance(value, str) for value in values):
                 found[name] = set(values)

@@ -157,6 +157,7 @@ def plan_chat(request: ChatRequest, ignored: list[str], services: Services) -> t
     seed = convert.asked_seed(request, services.random_bits(64))
     n = convert.num_choices(request, 1, bounds.settings)
     job = convert.make_job(request, base, [prompt.ids], bounds, seed, n)
+    convert.check_told(request, job)
     rules = answer_rules(_stops_beside(prompt, job, ignored), prompt, model, services.random_bits)
     return replace(job, text=convert.with_visible(rules, request, model)), partial(explain, request, job, model)
 
@@ -181,8 +182,10 @@ def chat_prompt(
     choice = tool_choice(request.tool_choice, functions, request.parallel_tool_calls)
     ignored += unknown_in_choice(request.tool_choice)
     most = _SOMEWHAT * model.context_length if bounds is None else _most_tokens(request, bounds)
-    convert.check_can_fit("messages", text_of(turns, choice.functions), model, most)
-    convert.check_can_fit("messages", text_perhaps_of(turns), model, max(most, _SOMEWHAT * model.context_length))
+    printed, somewhat = text_of(turns, choice.functions), max(most, _SOMEWHAT * model.context_length)
+    convert.check_can_fit("messages", printed, model, most, stripped=True)
+    convert.check_can_fit("messages", printed, model, somewhat)
+    convert.check_can_fit("messages", text_perhaps_of(turns), model, somewhat)
     return encode_chat(request, turns, choice, model, ignored)
 
 
@@ -215,10 +218,11 @@ def plan_completion(request: CompletionRequest, services: Services, model: Serve
     for prompt in prompts:
         if isinstance(prompt, str):
             convert.check_can_fit("prompt", [prompt], model, _most_tokens(request, bounds))
+    convert.check_can_fit("suffix", [request.suffix or ""], model, bounds.max_model_len)
     ids = _completion_ids(request, prompts, model)
     seed = convert.asked_seed(request, services.random_bits(64))
     job = convert.make_job(request, base, ids, bounds, seed, candidates)
-    convert.check_told(request, job)
+    convert.check_told(request, job, request.n or 1)
     job = replace(job, text=convert.with_visible(job.text, request, model))
     return PlannedCompletion(job, prompts, candidates, partial(explain, request, job, model))
 
@@ -247,7 +251,7 @@ def prepare_completion(body: bytes, services: Services) -> Prepared:
 def _completion_ids(request: CompletionRequest, prompts: list[Prompt], model: ServedModel) -> list[list[int]]:
     add_bos = request.add_special_tokens is not False
     if request.suffix:
-        return [fim.encode(prompt, request.suffix, model) for prompt in prompts]
+        return fim.encode(prompts, request.suffix, model, add_bos)
     return [encode_prompt(prompt, model, add_bos) for prompt in prompts]
 
 
@@ -311,6 +315,7 @@ def _tokenized(request: TokenizeRequest, ignored: list[str], services: Services)
     if request.prompt is not None:
         if request.tools:
             raise invalid("tools", "tools belong to messages.", "conflicting_parameters")
+        convert.check_can_fit("prompt", [request.prompt], model, _SOMEWHAT * model.context_length)
         return encode_prompt(request.prompt, model, request.add_special_tokens is not False)
     fields: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_WITH_CHAT}
     chat = ChatRequest(model=model.name, messages=request.messages or [], **fields)

@@ -65,7 +65,9 @@ def answer_grammar(asked: str | None, prompt: ChatPrompt, model: ServedModel) ->
 def _calls_grammar(prompt: ChatPrompt, model: ServedModel, beside_another: bool) -> str | None:
     choice = prompt.choice
     wanted = choice.is_forced or (choice.mode == "auto" and beside_another)
-    if choice.mode == "none" or not (wanted or any(tool.strict for tool in choice.functions)):
+    if choice.mode == "none" or not choice.functions:
+        return None
+    if not (wanted or not choice.parallel or any(tool.strict for tool in choice.functions)):
         return None
     functions = [_enforced(tool, f"tools[{index}].function.parameters") for index, tool in enumerate(choice.functions)]
     try:

@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
 
 from gateway.errors import ApiError
 from gateway.openai import GenerateRequest
@@ -148,8 +147,11 @@ def _lark_string(text: str) -> str:
 def _lark_grammar(value: str, where: str) -> str:
     """Lark as llguidance has it, or the GBNF of llama.cpp and xgrammar."""
     try:
-        lark = any_to_lark(value)
-    except Exception as error:  # the converter raises what it likes
+        with lap("grammar"):
+            lark = shared_checker().lark(value)
+    except TooCostly as error:
+        raise _too_costly(where, error) from None
+    except ValueError as error:
         raise invalid(where, f"{where} cannot be read: {_one_line(error)}", "invalid_grammar") from None
     return checked(LLMatcher.grammar_from_lark(lark), where)
 

@@ -40,8 +40,13 @@ def _fitting(plan: Plan[T], turns: Sequence[Sourced]) -> T | None:
 
 
 def _cuts(turns: Sequence[Sourced]) -> list[int]:
-    """Where a user speaks: calls are not parted from their outputs."""
-    return [place for place, turn in enumerate(turns) if turn.role == "user"]
+    """Where a user speaks, and no call before it has its output behind it."""
+    called = {call["id"]: place for place, turn in enumerate(turns) for call in turn.message.get("tool_calls") or ()}
+    parted: set[int] = set()
+    for place, turn in enumerate(turns):
+        if turn.role == "tool":
+            parted.update(range(called.get(turn.message["tool_call_id"], place) + 1, place + 1))
+    return [place for place, turn in enumerate(turns) if turn.role == "user" and place not in parted]
 
 
 def _without(turns: Sequence[Sourced], cut: int) -> list[Sourced]:

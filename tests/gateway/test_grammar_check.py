@@ -13,7 +13,7 @@ import pytest
 from llguidance import LLMatcher
 
 from gateway.requests.grammar_check import CHILD_COMMAND, CheckLimits, GrammarChecker, TooCostly
-from gateway.requests.grammar_child import read_frame, write_frame
+from gateway.requests.grammar_child import CHECK, read_frame, write_frame
 from gateway.requests.prepare import OFF_LOOP, SHAPED, Workers, cost
 from gateway.responses.prepare import response_cost
 
@@ -53,6 +53,24 @@ def test_what_takes_too_long_is_stopped_and_others_go_on(checker: GrammarChecker
     assert "foo" in checker.problem(BAD)
 
 
+def test_gbnf_is_translated_lark_kept_and_what_is_neither_refused(checker: GrammarChecker) -> None:
+    assert checker.problem(checker.lark('root ::= "yes" | "no"')) == ""
+    assert checker.lark(FINE) == FINE
+    with pytest.raises(ValueError, match="Expected"):
+        checker.lark("neither")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n" * 200_000, "\n".join(f"a{n} ::= a{n + 1}" for n in range(8000)) + '\na8000 ::= "x"'],
+    ids=["lines", "chain"],
+)
+def test_a_text_that_takes_quadratic_time_to_read_is_stopped(checker: GrammarChecker, text: str) -> None:
+    with pytest.raises(TooCostly, match="too long"):
+        checker.lark(text)
+    assert checker.lark(FINE) == FINE
+
+
 def test_what_takes_too_much_memory_is_stopped() -> None:
     limits = CheckLimits(seconds=20.0, max_bytes=300 << 20)
     with closing(GrammarChecker(limits)) as checker, pytest.raises(TooCostly, match="too much memory"):
@@ -85,11 +103,11 @@ def test_a_child_ignores_interrupts_and_ends_with_its_input() -> None:
     child = subprocess.Popen([*CHILD_COMMAND, "5", str(1 << 30)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
         assert child.stdin and child.stdout
-        write_frame(child.stdin, FINE)
+        write_frame(child.stdin, CHECK + FINE)
         assert read_frame(child.stdout) == ""
         for signum in (signal.SIGINT, signal.SIGTERM):
             os.kill(child.pid, signum)
-        write_frame(child.stdin, BAD)
+        write_frame(child.stdin, CHECK + BAD)
         assert "foo" in (read_frame(child.stdout) or "")
         child.stdin.close()
         assert child.wait(PATIENCE_S) == 0

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import jsonschema_rs
@@ -11,7 +12,7 @@ from jsonschema_specifications import REGISTRY
 from llguidance import LLMatcher, LLTokenizer
 
 from gateway.errors import ApiError
-from gateway.requests.json_schema import FORMATS
+from gateway.requests.json_schema import FORMATS, enforceable
 from gateway.requests.structured import schema_grammar
 from tests.fixtures.schemas import KINDS, Schema, closed, defined, ref
 
@@ -242,6 +243,18 @@ def test_faults_are_told_by_their_path(schema: Schema, path: str) -> None:
 def test_what_asks_for_nothing_passes() -> None:
     schema_grammar({"type": "array", "uniqueItems": False}, WHERE)
     schema_grammar({"type": "object", "additionalProperties": True, "minProperties": 1}, WHERE)
+
+
+def test_a_long_name_is_not_copied_for_each_schema_below_it() -> None:
+    below = {f"a{index}": {} for index in range(2000)}
+    schema = {"properties": {"k" * 100_000: {"properties": below}}}
+    tracemalloc.start()
+    try:
+        enforceable(schema, "response_format")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20  # the paths of all would have 200 MB
 
 
 def test_a_long_chain_of_references() -> None:
