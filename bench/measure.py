@@ -45,7 +45,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of waits, in ms; quantiles by nearest rank. None of nothing."""
+    """Of waits, in ms; each quantile is a wait that was. None of nothing."""
 
     p50: float | None
     p90: float | None
@@ -62,7 +62,7 @@ class Spread:
 
 
 def rank(num: int, quantile: float) -> int:
-    """Which of `num` values in order a quantile is."""
+    """Which of `num` values in order a quantile is, from 0. One after the nearest rank where the product is whole."""
     return min(num - 1, int(quantile * num))
 
 

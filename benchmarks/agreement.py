@@ -32,6 +32,7 @@ from benchmarks.cpu_machine import commit, machine
 from benchmarks.cpu_servers import MODEL, ROOT, ours, running
 
 OURS, FIRST, AGAIN = "ours", "theirs", "theirs again"
+OUTPUT_LEN = 64
 FIGURES = (
     "output_tok_per_s",
     *(f"{name} {p}" for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms") for p in ("p50", "p99")),
@@ -122,7 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the other load generator")
     parser.add_argument("--levels", type=level, nargs="+", default=[(1, 32), (8, 160)], metavar="STREAMS:REQUESTS")
-    parser.add_argument("--output-len", type=int, default=64)
+    parser.add_argument("--output-len", type=int, default=OUTPUT_LEN)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--step-ms", type=float, help="no model: a token for each stream so often")
     args = parser.parse_args()
@@ -132,6 +133,7 @@ def main() -> int:
     flags = [f"{streams}:{requests}" for streams, requests in args.levels]
     pace = f" --step-ms {args.step_ms:g}" if args.step_ms else ""
     command = f"python -m benchmarks.agreement {other.name} --rounds {args.rounds} --levels {' '.join(flags)}{pace}"
+    command += f" --output-len {args.output_len}" if args.output_len != OUTPUT_LEN else ""
     asked = {"command": command, "step_ms": args.step_ms, "rounds": args.rounds, "output_len": args.output_len}
     with server(args.step_ms) as (url, model):
         found = measure(Generators(other, url, model, args.output_len), args.levels, args.rounds)

@@ -156,6 +156,8 @@ def main(argv: Sequence[str], peers_dir: str) -> None:
         "machine": machine(),
         "command": command(argv),
         "versions": {server.name: server.version for server in all_servers},
+        "flags": args.flag,
+        "context_length": args.context_length,
     }
 
     try:

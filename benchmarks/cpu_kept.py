@@ -59,7 +59,8 @@ def part_of(head: Mapping[str, Any]) -> dict[str, Any]:
 def _same(head: Mapping[str, Any]) -> dict[str, Any]:
     """What must not differ between parts of one result."""
     machine = {name: value for name, value in head["machine"].items() if name in ("processor", "features", "cores")}
-    return {**machine, "servers": {name: version for name, version in head["versions"].items() if name != OURS}}
+    how = {name: head.get(name, other) for name, other in (("flags", []), ("context_length", 2048))}
+    return {**machine, **how, "servers": {name: version for name, version in head["versions"].items() if name != OURS}}
 
 
 def _visit(told: Mapping[str, Any]) -> Visit:

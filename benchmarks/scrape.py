@@ -3,7 +3,7 @@
     python -m benchmarks.scrape [--requests 1000,10000]
 
 A server with the default model answers requests of all kinds that clients send (streams and not, chats and completions,
-several choices, refused ones, those of several tenants); after so many of them in all, the page is read several times.
+several choices, refused ones, those of several users); after so many of them in all, the page is read several times.
 Series must not grow in number: the first of the counts is taken when every kind has come. One last line of JSON.
 """
 
@@ -42,7 +42,7 @@ KINDS: tuple[tuple[str, dict[str, Any], int], ...] = (
 
 
 def request(number: int) -> tuple[str, dict[str, Any], int]:
-    """No two prompts are the same, nor are two tenants until they have all come."""
+    """No two prompts are the same, nor are two users until they have all come."""
     path, fields, status = KINDS[number % len(KINDS)]
     text = f"{number} {WORDS[number % len(WORDS)]}"
     body: dict[str, Any] = {"model": MODEL, "user": f"user-{number}", **fields}

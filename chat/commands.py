@@ -94,11 +94,15 @@ class Commands:
         return Outcome((f"{name} {settings.get(name, NONE)}",))
 
     def save(self, rest: str) -> Outcome:
-        conversation, path = self.conversation, Path(rest).expanduser()
+        conversation = self.conversation
         if not rest:
             return _error("/save FILE: as JSON where it ends in .json, else as Markdown")
         if not conversation.turns:
             return _error("there is nothing to save yet")
+        try:
+            path = Path(rest).expanduser()
+        except RuntimeError as error:  # of a user that there is not
+            return _error(f"cannot write {rest}: {error}")
         text = as_json(conversation) if path.suffix == ".json" else as_markdown(conversation)
         try:
             with path.open("w" if path.resolve() in self._saved else "x", encoding="utf-8") as file:

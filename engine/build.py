@@ -15,7 +15,7 @@ import torch
 from engine import kvcache
 from engine.attention.base import AttentionBackend
 from engine.errors import ModelRefused, OutOfMemory
-from engine.host import Host, available_bytes, choose_host, seated, usable_cores
+from engine.host import Host, available_bytes, choose_host, seated
 from engine.kvcache import KVCache
 from engine.loaders.checkpoint import Checkpoint, load, open_checkpoint
 from engine.loaders.gguf import GgufCheckpoint
@@ -163,7 +163,7 @@ def _build_portable(
     rows = RowTable(limits.max_seqs, max_blocks, checkpoint.spec.vocab_size, host.device)
     runner = Runner(decoder, rows, limits.block_size, host.device, prev_ids=family.reads_prev_ids(checkpoint.spec))
     with phases.phase("warming up"):
-        warm_up(runner, limits.block_size)
+        warm_up(runner, limits)
     return Parts(limits, cache, runner, attention.name, _name(host.dtype), weights.num_bytes)
 
 
@@ -223,7 +223,7 @@ def _build_native(config: EngineConfig, host: Host, checkpoint: GgufCheckpoint, 
     rows = RowTable(limits.max_seqs, max_blocks, spec.vocab_size, host.device)
     runner = Runner(decoder, rows, limits.block_size, host.device)
     with phases.phase("warming up"):
-        warm_up(runner, limits.block_size)
+        warm_up(runner, limits)
     return Parts(limits, cache, runner, f"native ({variant})", weights.dtype, weights.num_bytes)
 
 
@@ -239,7 +239,8 @@ def _attention(name: str, host: Host, spec: Shape) -> AttentionBackend[Any] | No
     if host.device.type == "cpu":
         import numba  # takes half a second: not where it is not needed
 
-        numba.set_num_threads(min(host.threads, usable_cores()))  # it starts no more than there are cores
+        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(host.threads, most))
     attention = choose_attention(name, host)
     if attention is None and not family_of(spec).has_kernels:
         return _without_kernels(name, spec)
@@ -351,13 +352,14 @@ def _check_weights_fit(config: EngineConfig, spec: Shape, host: Host) -> None:
         )
 
 
-def warm_up(runner: Runner, block_size: int) -> None:
+def warm_up(runner: Runner, limits: Limits) -> None:
     """A prompt of a few tokens and one decode through the padding block: compiles kernels, fills library caches."""
     params = SamplingParams(max_tokens=2)
-    count = min(4, block_size - 1)
+    count = max(1, min(4, limits.block_size - 1, limits.max_model_len - 1))
     admit = Admit(0, 0, params, [0] * count, count, [1], 0)
     runner.execute(StepPlan(0, [], [admit], [Work(0, 0, count, [], True)]))
-    runner.execute(StepPlan(0, [], [], [Work(0, count, 1, [], True)]))
+    if count < min(limits.block_size, limits.max_model_len):
+        runner.execute(StepPlan(0, [], [], [Work(0, count, 1, [], True)]))
     runner.release(0)
 
 

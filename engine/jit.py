@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+log = logging.getLogger("headrace.jit")
 # Reordered sums and fused multiply-adds, but infinities and NaN keep their meaning.
 FAST: frozenset[str] = frozenset({"reassoc", "contract", "arcp", "nsz"})
 
@@ -20,14 +22,22 @@ FAST: frozenset[str] = frozenset({"reassoc", "contract", "arcp", "nsz"})
 def kernel(*, parallel: bool, exact: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compiled at first call, then kept on disk (NUMBA_CACHE_DIR). exact: floats round as written, so that results can
     be compared bit for bit."""
-    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
-        parallel=parallel,
-        fastmath=set() if exact else set(FAST),
-        boundscheck=False,
-        cache=True,
-        nogil=True,
-        error_model="numpy",
-    )
+    options: dict[str, Any] = {
+        "parallel": parallel,
+        "fastmath": set() if exact else set(FAST),
+        "boundscheck": False,
+        "nogil": True,
+        "error_model": "numpy",
+    }
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            kept: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:  # no folder may be written: each start compiles anew
+            log.debug("not kept: %s", error)
+            kept = numba.njit(**options)(function)
+        return kept
+
     return decorate
 
 

@@ -44,6 +44,12 @@ def gumbel(tokens: Tensor, keys: Tensor) -> Tensor:
     """g of each token id. tokens: [rows, n] or [n] int64; keys: [rows, 2] int64. Returns [rows, n] float32."""
     low, high = keys[:, :1], keys[:, 1:]
     h = _mix(_mix(tokens ^ low) + high)
+    if h.device.type == "mps":  # which has no float64
+        return _of_hash(h.cpu()).to(h.device)
+    return _of_hash(h)
+
+
+def _of_hash(h: Tensor) -> Tensor:
     u = (h.double() + 0.5) * 2.0**-32
     return (-(-u.log()).log()).float()
 
@@ -62,6 +68,8 @@ def draw(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
     """One token a row from the whole vocabulary. logits: [rows, vocab] float32; returns [rows] int64."""
     if logits.device.type == "cpu":
         return _pruned()(logits, temperatures, keys)
+    if logits.device.type == "mps":  # the logarithms are the host's: only those that may win
+        return _pruned()(logits.cpu(), temperatures.cpu(), keys.cpu()).to(logits.device)
     return draw_all(logits, temperatures, keys)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -35,7 +36,10 @@ class StderrHandler(logging.Handler):
     """Looks sys.stderr up for each line, so that progress bars can step aside for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        # Where nobody reads any more, or the disk is full, a line is lost, and nothing else.
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr)
 
 
 class JsonFormatter(logging.Formatter):

@@ -26,7 +26,7 @@ from gateway.engines.handles import EngineLauncher
 from gateway.engines.placement import NoSuchPlace, places, visible_gpus
 from gateway.engines.replicas import Replicas
 from gateway.engines.supervisor import ENGINE_COMMAND, EngineSetup
-from gateway.http.ending import Signals, end_stragglers, end_with_stdin, within
+from gateway.http.ending import Signals, aside, end_stragglers, end_with_stdin, within
 from gateway.http.keys import Keys
 from gateway.http.port import bind, bind_shared, listen_beside
 from gateway.metrics import Metrics
@@ -154,7 +154,7 @@ async def _serve(plan: _Plan, display: Display | PhaseLog) -> int:
         await within(CLOSE_ENGINE_S, asyncio.create_task(replicas.close()), signals.hurry)
         replicas.kill()
         if spans is not None:
-            await within(CLOSE_SPANS_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
+            await within(CLOSE_SPANS_S, asyncio.create_task(aside(spans.close)), signals.hurry)
         await end_stragglers()
 
 

@@ -138,6 +138,8 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Scalar], list[GgufTensor]]:
             scalars[key] = cursor.scalar(kind)
     infos = list(_tensor_infos(cursor, num_tensors))
     alignment = int(scalars.get("general.alignment", DEFAULT_ALIGNMENT))
+    if alignment < 1:
+        raise ValueError(f"its alignment is {alignment}")
     start = -(-cursor.at // alignment) * alignment
     return scalars, [GgufTensor(name, shape, kind, start + at, size) for name, shape, kind, at, size in infos]
 

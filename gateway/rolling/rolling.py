@@ -13,12 +13,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from gateway.engines.handles import EngineLauncher
 from gateway.engines.replicas import Replicas
 from gateway.engines.socket import EngineFailed
 from gateway.engines.supervisor import START_S
+from gateway.http.ending import aside
 from gateway.model.digest import tokenizer_digest
 from gateway.rolling.change import Change, ChangeFailed, Refused
 from gateway.rolling.settings import Settings, Unchangeable, Wiring, changed, settled
@@ -71,7 +73,7 @@ class Rolling:
         self._since = [0.0] * count
         self._change: Change | None = None
         self._task: asyncio.Task[None] | None = None
-        self._served = asyncio.create_task(asyncio.to_thread(tokenizer_digest, settings.resolved), name="digest")
+        self._served = asyncio.create_task(aside(partial(tokenizer_digest, settings.resolved)), name="digest")
 
     # how things stand
 
@@ -185,7 +187,7 @@ class Rolling:
         try:
             async with asyncio.timeout(CHECK_S):
                 served = await asyncio.shield(self._served)
-                settings, launchers = await asyncio.to_thread(settled, self._wiring, config, served)
+                settings, launchers = await aside(partial(settled, self._wiring, config, served))
         except Unchangeable as error:
             raise Refused("reload_refused", error.message, error.param) from error
         except TimeoutError:

@@ -18,7 +18,7 @@ from gateway.requests.explain import Parameters
 from gateway.requests.parse import SAMPLING, invalid, parse
 from gateway.requests.prepare import Prepared, limits, plan_completion
 from gateway.requests.request_limits import check_sampling
-from gateway.services import GenerateDefaults, Services
+from gateway.services import GenerateDefaults, HttpSettings, Services
 from gateway.timeline.laps import Laps
 from gateway.wires.base import PLAIN_TEXT
 
@@ -49,8 +49,8 @@ class GeneratedText(Struct, frozen=True):
 
 def prepare_generate(body: bytes, services: Services) -> Prepared:
     parsed = parse(body, RoseinferRequest, MISNAMED)
-    request = with_defaults(parsed.request, services.settings.generate)
-    _check(request, services)
+    _check(parsed.request, services)
+    request = with_defaults(parsed.request, _allowed(services.settings))
     # Of the model's own defaults roseinfer knew nothing: a penalty among them would change what greedy means.
     model = replace(services.model, sampling_defaults={})
     try:
@@ -68,6 +68,13 @@ def with_defaults(request: RoseinferRequest, defaults: GenerateDefaults) -> Rose
     """Of how tokens are chosen, and whether the end of a text ends the answer."""
     unsaid = {name: getattr(defaults, name) for name in GenerateDefaults.__slots__ if getattr(request, name) is None}
     return msgspec.structs.replace(request, **unsaid)
+
+
+def _allowed(settings: HttpSettings) -> GenerateDefaults:
+    """What nobody asked for is not refused: defaults stay within what may be asked for."""
+    defaults, most = settings.generate, settings.max_top_k
+    top_k = defaults.top_k if most is None else min(defaults.top_k, most)
+    return replace(defaults, temperature=min(defaults.temperature, settings.max_temperature), top_k=top_k)
 
 
 def _check(request: RoseinferRequest, services: Services) -> None:

@@ -19,7 +19,7 @@ from gateway.answers.live import Live
 from gateway.assembly import Running, keep_what_is_there, known, load, server_of
 from gateway.engines.replicas import client_of
 from gateway.engines.socket import SocketEngine
-from gateway.http.ending import Signals, end_stragglers, within
+from gateway.http.ending import Signals, aside, end_stragglers, within
 from gateway.http.port import bind
 from gateway.http.ratelimit import Accounts
 from gateway.logs import configure_logging
@@ -91,7 +91,7 @@ async def _serve(setup: Setup) -> int:
         for task in (following, linked):
             task.cancel()
         if spans is not None:
-            await within(CLOSE_S, asyncio.create_task(asyncio.to_thread(spans.close)), signals.hurry)
+            await within(CLOSE_S, asyncio.create_task(aside(spans.close)), signals.hurry)
         await end_stragglers()
 
 

@@ -35,7 +35,8 @@ class Spans:
     def __init__(self, exporter: SpanExporter, model: str, version: str) -> None:
         self._model = model
         self._provider = TracerProvider(
-            resource=Resource.create({"service.name": "headrace", "service.version": version})
+            resource=Resource.create({"service.name": "headrace", "service.version": version}),
+            shutdown_on_exit=False,  # close() does
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=MAX_QUEUED))
         self._tracer = self._provider.get_tracer("headrace", version)
@@ -97,8 +98,8 @@ class Spans:
                 part.end(_ns(timeline.started + end_ms / 1000))
 
     def close(self) -> None:
-        """Sends what is there, for as long as one attempt may take."""
-        self._provider.force_flush(int(SEND_S * 1000))
+        """Sends what is there. Where the collector does not answer this takes as many attempts as there are batches:
+        for a thread that nobody waits for."""
         self._provider.shutdown()
 
 

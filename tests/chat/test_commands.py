@@ -156,6 +156,7 @@ def test_a_conversation_is_saved_as_it_was_and_overwrites_nothing(commands: Comm
     assert other.read_text() == "mine"
     nowhere = tmp_path / "no" / "a.md"
     assert refusal(commands, f"/save {nowhere}") == f"cannot write {nowhere}: No such file or directory"
+    assert refusal(commands, "/save ~nobody-here/a.md").startswith("cannot write ~nobody-here/a.md: ")
 
 
 def test_figures(commands: Commands) -> None:

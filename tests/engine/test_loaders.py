@@ -1,6 +1,7 @@
 """What cannot be served is refused in one line that names what and why."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,13 @@ def test_gguf_that_cannot_be_computed_is_named(
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", as_gguf, architecture, **metadata)
     with pytest.raises(ModelRefused, match=words):
+        GgufCheckpoint(path)
+
+
+def test_gguf_without_an_alignment_is_refused(tmp_path: Path) -> None:
+    key, path = b"general.alignment", tmp_path / "tiny.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + struct.pack("<II", 4, 0))
+    with pytest.raises(ModelRefused, match="alignment is 0"):
         GgufCheckpoint(path)
 
 

@@ -97,3 +97,28 @@ def test_neighbouring_seeds_and_positions_are_independent() -> None:
     rows = noise.gumbel(tokens, noise.row_keys([5, 6, 5, 5], [9, 9, 10, 11], CPU))
     correlation = torch.corrcoef(rows) - torch.eye(4)
     assert correlation.abs().max() < 0.1
+
+
+def test_a_device_without_float64_draws_the_same_by_the_hosts_logarithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's GPUs are: a tensor that says so, and cannot be widened."""
+
+    class Narrow(Tensor):
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return torch.device("mps")
+
+        def double(self, *args: object) -> Tensor:
+            raise TypeError("no float64")
+
+        def cpu(self, *args: object) -> Tensor:
+            return self.as_subclass(Tensor)
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    monkeypatch.setattr(Tensor, "to", lambda self, *args, **kwargs: self)
+    keys = noise.row_keys([1, 2], [3, 4], CPU)
+    tokens = torch.arange(100)
+    expected = noise.gumbel(tokens, keys)
+    assert torch.equal(noise.gumbel(tokens.as_subclass(Narrow), keys.as_subclass(Narrow)), expected)

@@ -13,6 +13,7 @@ from engine.attention import paged_numba
 from engine.build import choose_attention, warm_up
 from engine.errors import ModelRefused
 from engine.host import Host
+from engine.jit import kernel
 from engine.loaders.dummy import DummyCheckpoint
 from tests.fixtures.harness import LIMITS, Harness, Loaded, load
 
@@ -81,7 +82,7 @@ def test_requests_meet_no_kernel_that_the_warm_up_did_not_compile(
             kernel(*args)
 
         monkeypatch.setattr(paged_numba, name, run)
-    warm_up(harness.runner, harness.limits.block_size)
+    warm_up(harness.runner, harness.limits)
     compiled = set(met)
     harness.generate([PROMPT], 4)
     harness.generate([PROMPT, PROMPT[:2], PROMPT * 8], 4)
@@ -108,3 +109,27 @@ def test_kernels_for_gpus_are_chosen_where_they_run_and_refused_elsewhere() -> N
     with pytest.raises(ModelRefused, match=r"--attention triton does not run on cuda .* use --attention sdpa"):
         choose_attention("triton", old)
     assert choose_attention("auto", Host(torch.device("cuda"), torch.bfloat16, 1, "cuda (a new card)", True)) is None
+
+
+@pytest.mark.parametrize(("block_size", "max_model_len"), [(1, 64), (16, 1), (16, 2), (16, 4)])
+def test_the_warm_up_stays_within_a_block_and_the_context(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, block_size: int, max_model_len: int
+) -> None:
+    works: list[Any] = []
+    monkeypatch.setattr(harness.runner, "execute", lambda plan: works.extend(plan.works))
+    monkeypatch.setattr(harness.runner, "release", lambda slot: None)
+    warm_up(harness.runner, replace(harness.limits, block_size=block_size, max_model_len=max_model_len))
+    assert works
+    assert all(0 < work.start + work.count <= min(block_size, max_model_len) and work.count > 0 for work in works)
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = numba.njit
+
+    def njit(**options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert kernel(parallel=False)(lambda x: x + 1)(41) == 42

@@ -218,6 +218,15 @@ async def test_a_stop_string_stays_where_asked_and_is_told() -> None:
     assert (answer["choices"][0]["text"], answer["choices"][0]["stop_reason"]) == ("Hell", "ll")
 
 
+async def test_a_suffix_that_is_hopelessly_long_is_refused_before_it_is_encoded() -> None:
+    model = toy_model()
+    services = toy_services(FakeEngine(ready=toy_ready(max_model_len=100)), model)
+    async with client_of(services) as client:
+        body = {"model": "toy", "prompt": ["a", "b"], "suffix": "x" * 101}
+        error = (await client.post("/v1/completions", json=body)).json()["error"]
+    assert (error["param"], error["code"], model.tokenizer.num_encodes) == ("suffix", "context_length_exceeded", 0)
+
+
 async def test_fill_in_the_middle() -> None:
     class Coder(ByteTokenizer):
         vocab_size = 264

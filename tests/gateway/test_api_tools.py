@@ -106,6 +106,9 @@ async def test_a_round_of_calls_and_results_reaches_the_prompt() -> None:
         ({"tool_choice": "required"}, True),
         ({"tool_choice": {"type": "function", "function": {"name": "look"}}}, True),
         ({"tools": [tool("look", strict=True)]}, True),
+        ({"parallel_tool_calls": False}, True),
+        ({"tool_choice": "none", "parallel_tool_calls": False}, False),
+        ({"tools": None, "tool_choice": None, "parallel_tool_calls": False}, False),
         ({"tool_choice": "required", "parallel_tool_calls": False}, True),
         ({"response_format": {"type": "json_object"}}, True),
         ({"tools": [tool("a"), tool("b")], "tool_choice": {

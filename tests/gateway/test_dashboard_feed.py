@@ -227,6 +227,14 @@ def test_figures_are_of_the_last_seconds_only() -> None:
     assert len(window._taken) <= WINDOW_S + 2
 
 
+def test_sums_that_fall_are_no_figures() -> None:
+    """As those over gateways do, where one of them has gone."""
+    window = Window()
+    window.add(0.0, figures([100, 7], 1000))
+    lately = window.add(1.0, figures([40, 9], 900))
+    assert (lately.tokens_per_s, lately.ttft_p50_ms) == (0.0, 7.5)
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "expected"),
     [

@@ -157,6 +157,10 @@ async def test_what_nobody_asked_for_fits_beside_the_prompt(client: httpx.AsyncC
 async def test_what_nobody_asked_for_is_allowed(engine: FakeEngine) -> None:
     async with client_of(toy_services(engine, max_tokens_limit=10, max_top_k=200)) as client:
         assert (await asked(client, engine, do_sample=True)).params.max_tokens == 10
+    defaults = GenerateDefaults(temperature=1.0, top_k=300)
+    async with client_of(toy_services(engine, generate=defaults, max_temperature=0.7, max_top_k=200)) as client:
+        params = (await asked(client, engine, do_sample=True)).params
+    assert (params.temperature, params.top_k) == (0.7, 200)
 
 
 @pytest.mark.parametrize(

@@ -184,3 +184,23 @@ def test_quiet_levels_leave_the_ready_line(environ: dict[str, str]) -> None:
         rest, errors = process.communicate(timeout=PATIENCE_S)
     assert (ready["message"], ready["level"], rest, errors) == ("ready", "info", "", "")
     assert ready["limits"]["kv_cache_tokens"] == 16_384
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_that_nobody_reads_is_lost_and_nothing_else(form: str) -> None:
+    words = f"""
+import logging, os, sys
+from gateway.logs import configure_logging
+configure_logging("info", "{form}")
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(reader)
+logging.getLogger("headrace.test").info("unheard")
+sys.stdout.write("went on")
+sys.stdout.flush()
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", words], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (0, "went on")

@@ -18,7 +18,7 @@ from anthropic.types import (
 )
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
-from tests.fixtures.fakes import MODEL, FakeEngine, client_of, toy_services
+from tests.fixtures.fakes import MODEL, FakeEngine, Script, client_of, toy_services
 
 TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
 CALL: dict[str, Any] = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
@@ -256,3 +256,14 @@ async def test_sixteen_stop_sequences_and_no_more() -> None:
     assert (answer.json()["stop_reason"], answer.json()["stop_sequence"]) == ("stop_sequence", "l")
     status, message, _ = await answer_to({**BODY, "stop_sequences": [*stops, "m"]})
     assert (status, "stop_sequences holds at most 16 strings" in message) == (400, True)
+
+
+async def test_a_stop_string_does_not_cut_an_enforced_call() -> None:
+    """It is told, like all that has no effect."""
+    engine = FakeEngine()
+    body = BODY | {"tools": [TOOL], "tool_choice": {"type": "any"}, "stop_sequences": ["\n"], "max_tokens": 200}
+    engine.script = lambda submit, choice: Script.of('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>')
+    async with client_of(toy_services(engine)) as client:
+        answer = await client.post("/v1/messages", json=body)
+    assert (answer.json()["stop_reason"], answer.json()["content"][0]["type"]) == ("tool_use", "tool_use"), answer.text
+    assert "stop_sequences" in answer.headers["x-headrace-ignored"]

@@ -326,6 +326,12 @@ def test_no_other_text_becomes_a_control_token(text: str, template: NanochatTemp
         assert ids.count(ASSISTANT_END) == (1 if turns[-1]["role"] == "assistant" else 0)
 
 
+def test_begin_markers_without_an_end_take_linear_time(template: NanochatTemplate) -> None:
+    said = "<|python_start|>" * 20_000 + "<|output_start|>42<|output_end|>"
+    ids = template.encode([user("a"), assistant(said)])
+    assert (ids.count(PYTHON), ids.count(OUTPUT), ids.count(OUTPUT_END)) == (0, 1, 1)
+
+
 def test_its_calculator_can_be_switched_off(model: ServedModel) -> None:
     engine = FakeEngine()
     assert isinstance(engine_for(model, engine, Config()), CalculatingEngine)

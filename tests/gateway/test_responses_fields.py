@@ -330,6 +330,17 @@ async def test_forced_and_allowed_tools() -> None:
         assert answer.json()["tools"] == [WEATHER]
 
 
+async def test_truncation_does_not_part_a_call_from_its_output() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "sun"}
+    said = [{"role": "user", "content": text} for text in ("first" * 5, "second", "last")]
+    talk = [said[0], call, said[1], output, {"role": "assistant", "content": "a"}, said[2]]
+    engine = FakeEngine(lambda submit, choice: Script.of("ok"), ready=toy_ready(max_model_len=40))
+    answer = await asked(engine, input=talk, max_output_tokens=4, truncation="auto")
+    assert answer.status_code == 200, answer.text
+    assert prompt_of(engine) == "<|user|>last<|end|><|assistant|>"
+
+
 async def test_truncation_leaves_out_the_oldest_turns() -> None:
     talk = [{"role": "developer", "content": "rules"}]
     for number in range(8):

@@ -195,7 +195,7 @@ async def test_too_long_a_form_never_reaches_the_compiler(
     def unreachable(*args: Any) -> Any:
         raise AssertionError("asked")
 
-    for name in ("shared_checker", "any_to_lark", "_find_fault"):
+    for name in ("shared_checker", "_find_fault"):
         monkeypatch.setattr(structured, name, unreachable)
     error = (answer := await ask(FakeEngine(), **fields)).json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
