@@ -16,13 +16,41 @@ import pytest
 
 from gateway.http.connections import Times
 from gateway.http.port import listen
-from gateway.http.stamps import MAX_AGE_S, SO_TIMESTAMPNS, STAMP, StampedListener, StampedSocket, came_at
+from gateway.http.stamps import (
+    MAX_AGE_S,
+    ROOM,
+    SO_TIMESTAMPNS,
+    STAMP,
+    StampedListener,
+    StampedSocket,
+    ask_for_stamps,
+    came_at,
+)
 from gateway.services import Services
 from tests.fixtures.fakes import DEADLINE_S, MODEL, FakeEngine, toy_services
 from tests.fixtures.wires import serving
 
 PEM = Path(__file__).parent.parent / "bench" / "tls.pem"
 BUSY_S = 0.05
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stamping() -> Iterator[None]:
+    """Linux begins to stamp packets some time after the first socket on the machine has asked for it, by a thread of
+    its own, and ends with the last one: what comes before gets the time at which it is read. A server asks long before
+    anybody connects; here it is waited for."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.bind(("127.0.0.1", 0))
+        ask_for_stamps(asking)
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            asking.sendto(b"x", asking.getsockname())
+            time.sleep(0.01)
+            read = time.monotonic()
+            if came_at(asking.recvmsg(1, ROOM)[1]) <= read - 0.005:
+                break
+            assert time.monotonic() < until, "nothing is stamped"
+        yield
 
 
 def stamp(seconds: float) -> list[tuple[int, int, bytes]]:
