@@ -200,12 +200,12 @@ def _run(config: Config, notes: Sequence[str] = ()) -> int:
         return _complain(str(error), 1, form)
     except Stopped as stopped:
         return stopped.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signum)
 
 
 def _complain(message: str, code: int, form: LogFormat = "text") -> int:

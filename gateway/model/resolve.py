@@ -50,9 +50,13 @@ def resolve_model(
     request: ModelRequest, environ: Mapping[str, str], report: Report = silent, download: Download | None = None
 ) -> ResolvedModel:
     """Fetches what is not on this disk yet. Blocks. Raises ModelError in one line."""
-    resolved = _model(request, environ, report, download)
-    if request.tokenizer:
-        return replace(resolved, tokenizer=_tokenizer(request.tokenizer, download))
+    try:
+        resolved = _model(request, environ, report, download)
+        if request.tokenizer:
+            return replace(resolved, tokenizer=_tokenizer(request.tokenizer, download))
+    except OSError as error:  # a folder that this user may not look into, a name that is too long, a full disk
+        where = error.filename if error.filename is not None else request.model
+        raise ModelError(f"{where}: {error.strerror or error}") from error
     if resolved.format == "rosellm":
         raise ModelError(f"{resolved.path} holds weights only; --tokenizer says which tokenizer they were trained with")
     return resolved

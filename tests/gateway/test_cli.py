@@ -233,6 +233,23 @@ def test_a_signal_before_the_server_is_ready_ends_it(environ: dict[str, str], tm
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_model_is_fetched_ends_it_with_its_number(
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    def fetching(*args: object) -> int:
+        signal.raise_signal(signum)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("gateway.serve.serve", fetching)
+    monkeypatch.setattr("gateway.cli.configure_logging", lambda *how: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert CliRunner().invoke(app, ["serve"]).exit_code == 128 + signum
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_gateway_whose_server_is_another_one_now_ends_with_a_line_and_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -89,6 +89,23 @@ def test_what_is_nothing_is_one_line_with_what_was_looked_for(model: str) -> Non
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("model", ["x" * 300, "~nobody-here/model.gguf"], ids=["too long a name", "no such user"])
+def test_what_the_system_does_not_look_up_is_one_line(model: str, folder: Path) -> None:
+    for name, tokenizer in ((model, ""), (folder, model)):
+        with pytest.raises(ModelError) as refused:
+            resolve(name, tokenizer=tokenizer)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ModelError, match=rf"^{folder}: Permission denied$"):
+        resolve(folder)
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(ModelError, match=r"neither a \.gguf file nor a folder"):
