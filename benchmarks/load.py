@@ -216,7 +216,7 @@ def _has_text(choice: dict[str, Any]) -> bool:
 
 
 def quantiles_ms(seconds: list[float]) -> dict[str, float]:
-    """By nearest rank; empty of nothing."""
+    """Values that were: of n in order the one with the index floor(q n); empty of nothing."""
     ordered = sorted(seconds)
     return {
         f"p{round(q * 100)}": round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 2)

@@ -18,7 +18,7 @@ def failed(name: str, detail: str = "") -> Seen:
     return Seen(Failure(name, detail))
 
 
-def test_quantiles_by_nearest_rank() -> None:
+def test_quantiles_are_values_that_were() -> None:
     assert Spread.of(n / 1000 for n in range(100, 0, -1)) == Spread(51.0, 91.0, 100.0, 50.5)
     assert Spread.of([0.25]) == Spread(250.0, 250.0, 250.0, 250.0)
     assert Spread.of([None]) == NONE
